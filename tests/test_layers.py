@@ -1,0 +1,67 @@
+"""The house's order: a file imports only from floors above it, packages' `__init__.py` are empty."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "tuneval"
+FLOORS = ["errors", "files", "console", "runtime", "config.schema", "config.flags", "data.records", "data.template", "data.indexed", "data.preprocess", "data.batches", "model.weight_map", "model.attention", "model.build", "model.decoder", "model.lora", "model.loss", "training.optim", "training.loop", "checkpoints.hf", "checkpoints.megatron", "checkpoints.convert", "checkpoints.load", "checkpoints.resume", "inference.generate", "inference.chat", "evaluation.tasks", "evaluation.styles", "evaluation.score", "evaluation.stats", "report.records", "report.plots", "report.words", "report.render", "commands", "cli", "__main__"]
+
+
+def floor_of(module: str) -> int:
+    name = module.removeprefix("tuneval.")
+    if name.startswith("commands"):
+        name = "commands"
+    assert name in FLOORS, f"{module}: give it a floor in FLOORS"
+    return FLOORS.index(name)
+
+
+def modules() -> dict[str, Path]:
+    return {
+        "tuneval." + ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p
+        for p in PACKAGE.rglob("*.py")
+        if p.name != "__init__.py" and "assets" not in p.parts
+    }
+
+
+def imported(path: Path) -> list[str]:
+    """Project modules that a file imports, wherever in the file."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tuneval":
+            known = modules()
+            names += [node.module] if node.module in known else [f"{node.module}.{a.name}" for a in node.names]
+        elif isinstance(node, ast.Import):
+            names += [a.name for a in node.names if a.name.split(".")[0] == "tuneval"]
+    return names
+
+
+def test_imports_go_one_way():
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules().items()
+        for name in imported(path)
+        if floor_of(name) > floor_of(module)
+        or (floor_of(name) == floor_of(module) and not module.startswith("tuneval.commands"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_init_files_are_empty():
+    assert [p for p in PACKAGE.rglob("__init__.py") if p.read_text().strip()] == []
+
+
+def test_devices_are_named_in_runtime_only():
+    """`cuda` and `npu` as words of code (strings and names; docstrings apart) appear in runtime.py alone."""
+    wrong = []
+    for module, path in modules().items():
+        if module == "tuneval.runtime":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = (
+                node.value if isinstance(node, ast.Constant) else node.attr if isinstance(node, ast.Attribute) else None
+            )
+            if text in ("cuda", "npu"):
+                wrong.append(f"{module}:{node.lineno}")
+    assert not wrong

@@ -1,0 +1,7 @@
+"""`python -m tuneval`."""
+
+import sys
+
+from tuneval.cli import main
+
+sys.exit(main())

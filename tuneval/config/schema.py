@@ -1,0 +1,428 @@
+"""Every setting of every command: frozen dataclasses, the unit under each field. Flags are generated from them.
+
+A field `lr_warmup_iters` is the flag `--lr-warmup-iters` (and `--lr_warmup_iters`). Sections only group; flags are flat.
+Nothing here imports torch: `tuneval --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+PromptType = str
+"""A named template, or `auto`: the tokenizer's own chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Turn instruction records into token files that `tune` reads."""
+
+    input: Path
+    """Records: .json, .jsonl, .csv or .parquet, also .xz or .gz of these; a folder of such files."""
+    tokenizer_name_or_path: str
+    """Folder with the tokenizer (any folder that `--load` takes)."""
+    output_prefix: Path
+    """Prefix of the files written: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx}, PREFIX_manifest.json."""
+    handler_name: str = "auto"
+    """How a row becomes a conversation; `auto` looks at the columns."""
+    prompt_type: PromptType = "auto"
+    """Template of the text; `auto` is the tokenizer's own chat template."""
+    map_keys: str | None = None
+    """JSON object: attribute -> column, such as '{"prompt": "zh_instruction", "query": "zh_input", "response": "zh_output"}'."""
+    seq_length: int | None = None
+    """Longest sample, tokens; longer ones are left out (`--neat-pack`: cut) and counted. Default: no limit."""
+    pack: bool = False
+    """Write bins of exactly `--seq-length` tokens. Not needed here: `tune` packs by itself."""
+    neat_pack: bool = False
+    """With `--pack`: number the samples of a bin in attention_mask, so that none sees another."""
+    append_eod: bool = False
+    """Append one more end-of-sequence token, trained."""
+    tokenizer_type: Literal["PretrainedFromHF"] = "PretrainedFromHF"
+    """Kind of tokenizer."""
+    tokenizer_not_use_fast: bool = False
+    """Use the slow (Python) tokenizer."""
+    workers: int = 1
+    """Processes. The output does not depend on their number."""
+    log_interval: int = 1000
+    """Records between two progress lines where there is no terminal."""
+    strict: bool = False
+    """Make any bad row an error instead of a count in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show what a preprocessed data set holds: a decoded sample, lengths, counts."""
+
+    data_path: Path
+    """Prefix given to preprocess as `--output-prefix`."""
+    index: int = 0
+    """Sample to show, from 0."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer named in the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Convert a checkpoint: Hugging Face <-> Megatron, or Megatron -> Megatron at another layout."""
+
+    load: Path
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    save: Path
+    """Folder to write."""
+    to: Literal["mcore", "hf"]
+    """Format to write."""
+    target_tensor_parallel_size: int = 1
+    """Tensor-parallel ranks of the written Megatron checkpoint."""
+    target_pipeline_parallel_size: int = 1
+    """Pipeline stages of the written Megatron checkpoint."""
+    num_layer_list: str | None = None
+    """Layers of each stage, such as 13,11. Default: even."""
+    lora_load: Path | None = None
+    """Adapter (PEFT folder) to merge into the weights on the way."""
+    params_dtype: Literal["bf16", "fp16", "fp32"] | None = None
+    """Cast to this type. Default: as stored."""
+    max_shard_size_gib: float = 4.0
+    """Size of one written safetensors file, GiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Prove two checkpoints equal: every tensor bit for bit, then the logits of a fixed text."""
+
+    a: Path
+    """First checkpoint, any format."""
+    b: Path
+    """Second checkpoint, any format."""
+    logits: bool = True
+    """Also compare logits (loads both models, one after the other)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model to start from."""
+
+    load: Path
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer beside the weights."""
+    prompt_type: PromptType | None = None
+    """Template; must be the one the data was made with. Default: that one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    data_path: Path
+    """Prefix given to preprocess as `--output-prefix`."""
+    split: str = "98,2,0"
+    """Weights of train, validation, test."""
+    seq_length: int | None = None
+    """Longest sample, tokens; longer ones are cut as MindSpeed cuts them. Default: the model's limit."""
+    no_shuffle: bool = False
+    """Take the samples in file order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    global_batch_size: int = 16
+    """Samples of one optimizer step."""
+    micro_batch_size: int | None = None
+    """At most this many samples in one forward pass. Default: as many as fit `--micro-batch-tokens`."""
+    micro_batch_tokens: int = 2048
+    """Tokens of one forward pass at most (a longer sample goes alone). Changes speed and memory, never the result."""
+    loss_reduction: Literal["token", "sample"] = "token"
+    """`token`: every trained token of the step weighs the same. `sample`: every sample does (MindSpeed at micro-batch size 1)."""
+    train_iters: int | None = None
+    """Optimizer steps. Default: `--train-epochs`."""
+    train_epochs: float | None = None
+    """Passes over the training samples, where `--train-iters` is not given. Default: 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    lr: float | None = None
+    """Peak learning rate. Default: 1e-5, with LoRA 1e-4."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    """Shape of the decay, as in Megatron."""
+    lr_decay_iters: int | None = None
+    """Steps until `--min-lr`. Default: all."""
+    lr_warmup_fraction: float | None = None
+    """Share of the decay steps in which the rate rises. Excludes `--lr-warmup-iters`."""
+    lr_warmup_iters: int = 0
+    """Steps in which the rate rises."""
+    lr_warmup_init: float = 0.0
+    """Learning rate the warmup starts from."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine"] = "exponential"
+    """Shape of the final part of WSD."""
+    lr_wsd_decay_iters: int | None = None
+    """Steps of the final part of WSD."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; biases and one-dimensional weights have none."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionConfig:
+    bf16: bool = False
+    """bfloat16 compute, fp32 master weights and moments. The default where none of the three is given."""
+    fp16: bool = False
+    """float16 compute with dynamic loss scaling, fp32 master weights and moments."""
+    fp32: bool = False
+    """float32 throughout."""
+    loss_scale: float | None = None
+    """fp16: fixed loss scale. Default: dynamic."""
+    initial_loss_scale: float = 65536.0
+    """fp16: first dynamic loss scale."""
+    min_loss_scale: float = 1.0
+    """fp16: smallest dynamic loss scale."""
+    loss_scale_window: int = 1000
+    """fp16: good steps before the scale doubles."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Recompute activations in the backward pass (`full`: whole layers; `selective`: attention) to save memory."""
+
+    @property
+    def dtype(self) -> str:
+        """`fp32`, `fp16` or `bf16`."""
+        return "fp32" if self.fp32 else "fp16" if self.fp16 else "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    lora_r: int | None = None
+    """Rank. LoRA is on where this or `--lora-target-modules` is given (rank 16 then)."""
+    lora_alpha: float | None = None
+    """Scaling is alpha / r. Default: 2 r."""
+    lora_dropout: float = 0.0
+    """Dropout before A."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Hugging Face names (q_proj ...) or linear_qkv linear_proj linear_fc1 linear_fc2. Default: all linear layers of the blocks."""
+
+    @property
+    def enabled(self) -> bool:
+        return self.lora_r is not None or bool(self.lora_target_modules)
+
+    @property
+    def rank(self) -> int:
+        return 16 if self.lora_r is None else self.lora_r
+
+    @property
+    def alpha(self) -> float:
+        return 2.0 * self.rank if self.lora_alpha is None else self.lora_alpha
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    save: Path
+    """Run folder. A checkpoint in it is continued; `--finetune` starts afresh."""
+    save_interval: int = 200
+    """Steps between two checkpoints; one more at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    finetune: bool = False
+    """Start at step 0 from `--load` even where `--save` holds a checkpoint (it is moved aside)."""
+    ckpt_format: Literal["hf", "torch"] = "hf"
+    """`torch`: also write RUN/mcore, the Megatron layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    log_interval: int = 1
+    """Steps between two lines."""
+    log_throughput: bool = False
+    """Add Megatron's throughput field to the line."""
+    eval_interval: int = 100
+    """Steps between two validations."""
+    eval_iters: int = 8
+    """Global batches of one validation; 0: none."""
+    tensorboard_dir: Path | None = None
+    """Folder for TensorBoard events (needs tensorboard). Default: none."""
+    seed: int = 1234
+    """Seed of shuffling, adapter initialisation and dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Supervised fine-tuning, full or LoRA."""
+
+    model: ModelConfig
+    data: DataConfig
+    save: SaveConfig
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    max_new_tokens: int = 512
+    """Longest answer, tokens."""
+    temperature: float = 0.7
+    """Divides the logits."""
+    top_k: int = 50
+    """Keep the k likeliest tokens; 0: all."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens up to this mass."""
+    repetition_penalty: float = 1.0
+    """Above 1: discourage tokens seen before."""
+    greedy: bool = False
+    """Always take the likeliest token; the four above but the first have no effect then."""
+    seed: int = 1234
+    """Seed of the sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Chat with a model in the terminal."""
+
+    load: Path
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    lora_load: Path | None = None
+    """Adapter to put on top."""
+    prompt_type: PromptType | None = None
+    """Template. Default: the one the model was tuned with, else the tokenizer's own."""
+    system: str | None = None
+    """System message. Default: the template's."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of the weights."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Answer one prompt, or every line of a file."""
+
+    load: Path
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    lora_load: Path | None = None
+    """Adapter to put on top."""
+    prompt: str | None = None
+    """One prompt; the answer goes to standard output."""
+    input: Path | None = None
+    """JSON lines with `prompt` or `messages` each."""
+    output: Path | None = None
+    """JSON lines: the input's fields and `response`. Default: standard output."""
+    batch_size: int = 8
+    """Prompts answered together."""
+    raw: bool = False
+    """Continue the text as it is, without a template."""
+    prompt_type: PromptType | None = None
+    """Template. Default: the one the model was tuned with, else the tokenizer's own."""
+    system: str | None = None
+    """System message. Default: the template's."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of the weights."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a model on an exam, or compare two results."""
+
+    load: Path | None = None
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    lora_load: Path | None = None
+    """Adapter to put on top."""
+    task: str = "ceval"
+    """Exam."""
+    task_data_path: Path | None = None
+    """Folder or zip of the exam, in its official layout."""
+    split: Literal["val", "test", "dev"] = "val"
+    """Questions to score. `test` also writes the official submission file."""
+    style: str = "official"
+    """Prompt style."""
+    shots: int = 5
+    """Worked examples before each question."""
+    subjects: str | None = None
+    """Comma-separated subjects. Default: all."""
+    limit: int | None = None
+    """At most this many questions a subject. Default: all."""
+    output: Path | None = None
+    """Folder for results.json and predictions.jsonl. Default: RUN/evaluation/TASK-STYLE for a run folder, else required."""
+    compare: tuple[Path, ...] = ()
+    """With `--load`: one earlier result to test against. Without: two results to compare."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of the weights."""
+    batch_tokens: int = 4096
+    """Tokens of one forward pass at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """One self-contained page from run folders."""
+
+    runs: tuple[Path, ...]
+    """Run folders, in the order to show."""
+    output: Path = Path("report.html")
+    """File to write; the Markdown goes beside it."""
+    lang: Literal["zh", "en"] = "zh"
+    """Language of the page."""
+    title: str | None = None
+    """Heading of the page."""
+    baseline: Path | None = None
+    """Evaluation result (folder with results.json) of the model before tuning. Default: the one the runs name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Take a tuned model out of its run folder."""
+
+    load: Path
+    """Run folder, or any folder that `--load` takes."""
+    save: Path
+    """Folder to write."""
+    to: Literal["hf", "peft", "mcore"] = "hf"
+    """`hf`: merged Hugging Face folder; `peft`: adapter; `mcore`: Megatron shards."""
+    target_tensor_parallel_size: int = 1
+    """mcore: tensor-parallel ranks."""
+    target_pipeline_parallel_size: int = 1
+    """mcore: pipeline stages."""
+    num_layer_list: str | None = None
+    """mcore: layers of each stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig:
+    """Fetch a model or tokenizer into a folder. The only command that uses the network."""
+
+    id: str
+    """Repository id, such as Qwen/Qwen2.5-7B-Instruct."""
+    to: Path | None = None
+    """Folder. Default: the id's last part."""
+    source: Literal["hf", "modelscope"] = "hf"
+    """Hub. A mirror of the first is chosen by the environment variable HF_ENDPOINT."""
+    revision: str | None = None
+    """Branch, tag or commit."""
+    tokenizer_only: bool = False
+    """Leave the weights out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """The whole way on a tiny model and data, offline, in minutes."""
+
+    out: Path = Path("quickstart")
+    """Folder for everything made on the way."""
+    model: Path | None = None
+    """A Hugging Face folder to use instead of the embedded tiny model."""
+    data: Path | None = None
+    """Records to use instead of the embedded ones."""
+    exam: Path | None = None
+    """Exam folder or zip in C-Eval's layout to use instead of the embedded one."""
+    lang: Literal["zh", "en"] = "zh"
+    """Language of the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check this machine: versions, device, a matrix product, what is missing."""

@@ -1,0 +1,109 @@
+"""The machine: device, seeds, allocator, versions. Imports that depend on a version or a device live here alone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def device() -> torch.device:
+    """The accelerator torch finds, or the CPU. An Ascend NPU shows itself once `torch_npu` is imported."""
+    if find_spec("torch_npu") is not None:
+        import_module("torch_npu")
+    if not hasattr(torch, "accelerator"):  # torch < 2.6, as in the Ascend stack of 2025
+        kinds = ("npu", "cuda")
+        return next(
+            (torch.device(k) for k in kinds if hasattr(torch, k) and getattr(torch, k).is_available()),
+            torch.device("cpu"),
+        )
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def prepare() -> None:
+    """Settings that make a process fast and predictable; called once, by the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Raise glibc's mmap and trim thresholds so that freed activations are reused, not returned page by page.
+
+    Measured on the 0.5B model on two cores: 207 -> 273 tokens/s of LoRA tuning.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL("libc.so.6")
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    libc.mallopt(mmap_threshold, 1 << 30)
+    libc.mallopt(trim_threshold, 1 << 30)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """Highest memory of this process: allocated on the accelerator where there is one, else resident on the host."""
+    if device().type != "cpu" and hasattr(torch, "accelerator"):
+        return torch.accelerator.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """What ran: Python, libraries, this project."""
+    names = ("tuneval", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+
+
+def machine() -> dict[str, object]:
+    """Where it ran: processor, cores, memory, device."""
+    kind = device()
+    return {
+        "platform": platform.platform(),
+        "processor": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": kind.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder when it is a git checkout, with `+` when files differ from it."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        found = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
