@@ -79,7 +79,8 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 def read_jsonl(path: str | Path) -> list[dict]:
     """Rows of a JSON-lines file. A torn last line (a killed writer) is left out; a torn inner line is an error."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    # Not splitlines(): U+2028 and U+0085 stand unescaped inside JSON texts.
+    lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
         try:
