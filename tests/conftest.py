@@ -54,22 +54,22 @@ def tiny_config(family: str = "qwen2", **changes):
     from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
     kind = {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "llama": LlamaConfig, "mistral": MistralConfig}[family]
-    values = dict(
-        vocab_size=VOCAB,
-        hidden_size=HEADS * HEAD_DIM,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        head_dim=HEAD_DIM,
-        bos_token_id=None,
-        eos_token_id=3,
-        pad_token_id=1,
-        dtype="float32",
-    )
+    values = {
+        "vocab_size": VOCAB,
+        "hidden_size": HEADS * HEAD_DIM,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "head_dim": HEAD_DIM,
+        "bos_token_id": None,
+        "eos_token_id": 3,
+        "pad_token_id": 1,
+        "dtype": "float32",
+    }
     if family == "mistral":
         values["sliding_window"] = None
     return kind(**{**values, **changes})

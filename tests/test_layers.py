@@ -6,7 +6,17 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tuneval"
-FLOORS = ["errors", "files", "console", "runtime", "config.schema", "config.flags", "data.records", "data.template", "data.indexed", "data.preprocess", "data.batches", "model.weight_map", "model.attention", "model.build", "model.decoder", "model.lora", "model.loss", "training.optim", "training.loop", "checkpoints.hf", "checkpoints.megatron", "checkpoints.convert", "checkpoints.load", "checkpoints.resume", "inference.generate", "inference.chat", "evaluation.tasks", "evaluation.styles", "evaluation.score", "evaluation.stats", "report.records", "report.plots", "report.words", "report.render", "commands", "cli", "__main__"]
+FLOORS = """
+errors files console runtime
+config.schema config.flags
+data.records data.template data.indexed data.preprocess data.batches
+model.weight_map model.attention model.build model.decoder model.lora model.loss
+training.optim training.loop
+checkpoints.hf checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
+inference.generate inference.chat
+evaluation.tasks evaluation.styles evaluation.score evaluation.stats
+report.records report.plots report.words report.render commands cli __main__
+""".split()  # fmt: skip
 
 
 def floor_of(module: str) -> int:

@@ -33,7 +33,6 @@ NO_EFFECT: dict[str, str] = {
     "use-fused-rotary-pos-emb": "kernels are chosen by torch",
     "no-gradient-accumulation-fusion": "there is no such fusion to switch off",
     "no-masked-softmax-fusion": "there is no such fusion to switch off",
-    "finetune-from-scratch": "tuning always starts from --load",
     "is-instruction-dataset": "the data set's manifest says what it is",
     "variable-seq-lengths": "samples are never padded",
     "no-pad-to-seq-lengths": "samples are never padded",
@@ -59,7 +58,13 @@ NO_EFFECT: dict[str, str] = {
 """Megatron flags that are known and change nothing here: flag -> why."""
 
 _SWITCHES = frozenset(
-    ["use-mcore-models", "use-flash-attn", "use-fused-rmsnorm", "use-fused-swiglu", "use-fused-rotary-pos-emb", "no-gradient-accumulation-fusion", "no-masked-softmax-fusion", "is-instruction-dataset", "variable-seq-lengths", "no-pad-to-seq-lengths", "group-query-attention", "add-qkv-bias", "disable-bias-linear", "swiglu", "finetune-from-scratch", "untie-embeddings-and-output-weights", "use-rotary-position-embeddings", "attention-softmax-in-fp32", "tokenizer-not-use-fast"]
+    """
+    use-mcore-models use-flash-attn use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb
+    no-gradient-accumulation-fusion no-masked-softmax-fusion is-instruction-dataset variable-seq-lengths
+    no-pad-to-seq-lengths group-query-attention add-qkv-bias disable-bias-linear swiglu
+    untie-embeddings-and-output-weights use-rotary-position-embeddings attention-softmax-in-fp32
+    tokenizer-not-use-fast
+    """.split()
 )
 _ONE_PROCESS = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
 
@@ -210,10 +215,8 @@ def _sort_out(unknown: list[str], known: list[str]) -> tuple[dict[str, str], tup
         elif name in NO_EFFECT:
             notices.append(f"--{name}: no effect, {NO_EFFECT[name]}")
         elif name in _ONE_PROCESS:
-            problems.check(
-                value == "1",
-                f"--{name} {value}: training runs on one process so far; give 1 (a checkpoint of any layout loads as it is)",
-            )
+            remedy = "training runs on one process so far; give 1 (a checkpoint of any layout loads as it is)"
+            problems.check(value == "1", f"--{name} {value}: {remedy}")
         else:
             nearest = difflib.get_close_matches(name, [*known, *CHECKED, *NO_EFFECT, "config"], n=1)
             problems.add(f"--{name}: unknown flag" + (f"; did you mean --{nearest[0]}?" if nearest else ""))

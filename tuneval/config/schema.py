@@ -1,6 +1,6 @@
-"""Every setting of every command: frozen dataclasses, the unit under each field. Flags are generated from them.
+"""Every setting of every command: frozen dataclasses, the unit under each field; flags are made from them.
 
-A field `lr_warmup_iters` is the flag `--lr-warmup-iters` (and `--lr_warmup_iters`). Sections only group; flags are flat.
+A field `lr_warmup_iters` is the flag `--lr-warmup-iters` (or `--lr_warmup_iters`). Sections only group; flags are flat.
 Nothing here imports torch: `tuneval --help` must answer at once.
 """
 
@@ -23,13 +23,13 @@ class PreprocessConfig:
     tokenizer_name_or_path: str
     """Folder with the tokenizer (any folder that `--load` takes)."""
     output_prefix: Path
-    """Prefix of the files written: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx}, PREFIX_manifest.json."""
+    """Files written: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx}, PREFIX_manifest.json."""
     handler_name: str = "auto"
     """How a row becomes a conversation; `auto` looks at the columns."""
     prompt_type: PromptType = "auto"
     """Template of the text; `auto` is the tokenizer's own chat template."""
     map_keys: str | None = None
-    """JSON object: attribute -> column, such as '{"prompt": "zh_instruction", "query": "zh_input", "response": "zh_output"}'."""
+    """JSON, attribute -> column: '{"prompt": "zh_instruction", "query": "zh_input", "response": "zh_output"}'."""
     seq_length: int | None = None
     """Longest sample, tokens; longer ones are left out (`--neat-pack`: cut) and counted. Default: no limit."""
     pack: bool = False
@@ -131,7 +131,7 @@ class BatchConfig:
     micro_batch_tokens: int = 2048
     """Tokens of one forward pass at most (a longer sample goes alone). Changes speed and memory, never the result."""
     loss_reduction: Literal["token", "sample"] = "token"
-    """`token`: every trained token of the step weighs the same. `sample`: every sample does (MindSpeed at micro-batch size 1)."""
+    """What weighs the same in a step: every trained `token`, or every `sample` (MindSpeed at micro-batch size 1)."""
     train_iters: int | None = None
     """Optimizer steps. Default: `--train-epochs`."""
     train_epochs: float | None = None
@@ -204,7 +204,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     """Dropout before A."""
     lora_target_modules: tuple[str, ...] = ()
-    """Hugging Face names (q_proj ...) or linear_qkv linear_proj linear_fc1 linear_fc2. Default: all linear layers of the blocks."""
+    """Hugging Face names (q_proj ...) or linear_qkv linear_proj linear_fc1 linear_fc2. Default: all of the blocks."""
 
     @property
     def enabled(self) -> bool:
@@ -348,7 +348,7 @@ class EvaluateConfig:
     limit: int | None = None
     """At most this many questions a subject. Default: all."""
     output: Path | None = None
-    """Folder for results.json and predictions.jsonl. Default: RUN/evaluation/TASK-STYLE for a run folder, else required."""
+    """Folder for results.json and predictions.jsonl. Default for a run folder: RUN/evaluation/TASK-STYLE."""
     compare: tuple[Path, ...] = ()
     """With `--load`: one earlier result to test against. Without: two results to compare."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"

@@ -1,0 +1,90 @@
+"""The command line: what acts, what is checked, what is said, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tuneval.config import flags, schema
+from tuneval.errors import UserError
+
+REQUIRED = "--load m --data-path d --save r".split()
+
+
+def tune(*more: str) -> flags.Parsed:
+    return flags.parse(schema.TuneConfig, [*REQUIRED, *more], "tuneval tune")
+
+
+def test_megatron_spellings():
+    config = tune(
+        "--lr", "1.25e-6", "--lr_warmup_fraction=0.01", "--bf16", "--lora-target-modules", "linear_qkv", "linear_proj"
+    ).config
+    assert config.optim.lr == 1.25e-6
+    assert config.optim.lr_warmup_fraction == 0.01
+    assert config.precision.dtype == "bf16"
+    assert config.lora.enabled and config.lora.rank == 16
+    assert config.lora.lora_target_modules == ("linear_qkv", "linear_proj")
+
+
+def test_unknown_flag_names_the_nearest():
+    with pytest.raises(
+        UserError,
+        match=r"--learning-rat: unknown flag|--global-batch-sise: unknown flag; did you mean --global-batch-size\?",
+    ):
+        tune("--global-batch-sise", "8")
+
+
+def test_all_unknown_flags_at_once():
+    with pytest.raises(UserError, match=r"2 problems:(.|\n)*--foo-bar(.|\n)*--tensor-model-parallel-size 2"):
+        tune("--foo-bar", "--tensor-model-parallel-size", "2")
+
+
+def test_flags_without_effect_say_why():
+    assert tune("--use-flash-attn", "--tensor-model-parallel-size", "1").notices == (
+        "--use-flash-attn: no effect, the fastest attention of the device is always used",
+    )
+
+
+def test_model_facts_are_held_against_the_model():
+    facts = tune("--num-layers", "28", "--hidden-size", "896", "--rotary-base", "1000000").model_facts
+    config = {"num_hidden_layers": 24, "hidden_size": 896, "rope_parameters": {"rope_theta": 1e6}}
+    with pytest.raises(UserError, match=r"--num-layers 28: the model's num_hidden_layers is 24"):
+        flags.check_model_facts(facts, config)
+    flags.check_model_facts(facts, {**config, "num_hidden_layers": 28})
+
+
+def test_config_file_gives_defaults_and_flags_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 2e-5\nglobal_batch_size: 4\nfp32: true\nlora_target_modules: [q_proj, v_proj]\n")
+    config = tune("--config", str(file), "--global-batch-size", "8").config
+    assert (config.optim.lr, config.batch.global_batch_size, config.precision.dtype) == (2e-5, 8, "fp32")
+    assert config.lora.lora_target_modules == ("q_proj", "v_proj")
+
+
+def test_config_file_errors(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        tune("--config", str(tmp_path / "missing.yaml"))
+    file = tmp_path / "list.yaml"
+    file.write_text("- a\n")
+    with pytest.raises(UserError, match="must hold `flag: value` lines"):
+        tune("--config", str(file))
+    file.write_text("lerning_rate: 1\n")
+    with pytest.raises(UserError, match="--lerning-rate: unknown flag"):
+        tune("--config", str(file))
+
+
+def test_the_resolved_configuration_can_be_given_back(tmp_path):
+    import yaml
+
+    config = tune("--lr", "3e-4", "--lora-r", "8", "--fp32").config
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(flags.to_dict(config)))
+    assert flags.parse(schema.TuneConfig, ["--config", str(file)], "tuneval tune").config == config
+
+
+def test_flags_of_a_command_are_unique():
+    for name in vars(schema).values():
+        if dataclasses.is_dataclass(name):
+            known = flags._known_flags(name)
+            assert len(known) == len(set(known)), name

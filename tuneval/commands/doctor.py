@@ -1,0 +1,49 @@
+"""`tuneval doctor`: what this machine has, proved by a matrix product; what is missing and how to get it."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+
+import torch
+
+from tuneval import console, runtime
+from tuneval.config.flags import Parsed
+
+OPTIONAL = {
+    "pyarrow": ("--input *.parquet", "pip install 'tuneval[parquet]'"),
+    "tensorboard": ("--tensorboard-dir", "pip install 'tuneval[tensorboard]'"),
+    "modelscope": ("download --source modelscope", "pip install 'tuneval[modelscope]'"),
+}
+
+
+def main(parsed: Parsed) -> int:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("what", "found")
+    for name, value in {**runtime.versions(), **runtime.machine()}.items():
+        table.add_row(name, f"{value / 2**30:.1f} GiB" if name == "memory_bytes" else str(value))
+    for name, dtype in runtime.DTYPES.items():
+        table.add_row(f"{name} matrix product", product_speed(dtype))
+    for module, (use, install) in OPTIONAL.items():
+        table.add_row(module, "yes" if find_spec(module) else escape(f"no; for {use}: {install}"))
+    console.out.print(table)
+    return 0
+
+
+def product_speed(dtype: torch.dtype, size: int = 1024) -> str:
+    """GFLOP/s of a square matrix product on the device, or why it can't do it. The result is checked."""
+    device = runtime.device()
+    a = torch.eye(size, dtype=dtype, device=device) * 2
+    b = torch.arange(size * size, device=device).remainder(7).view(size, size).to(dtype)
+    try:
+        exact = bool((a @ b == b * 2).all())
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < 0.3:
+            (a @ b).sum().item()
+            count += 1
+    except RuntimeError as error:
+        return f"not supported: {error}"
+    speed = 2 * size**3 * count / (time.perf_counter() - start) / 1e9
+    return f"{speed:,.0f} GFLOP/s" + ("" if exact else ", WRONG RESULT")

@@ -1,0 +1,51 @@
+"""`tuneval download ID`: a model or tokenizer from a hub into a folder; a broken download continues."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from tuneval import console
+from tuneval.config.flags import Parsed
+from tuneval.config.schema import DownloadConfig
+from tuneval.errors import UserError
+
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
+WEIGHTS = ["*.safetensors"]
+
+
+def main(parsed: Parsed) -> int:
+    config: DownloadConfig = parsed.config
+    folder = config.to or Path(config.id.rstrip("/").split("/")[-1])
+    patterns = SMALL_FILES + ([] if config.tokenizer_only else WEIGHTS)
+    fetch = from_modelscope if config.source == "modelscope" else from_hugging_face
+    fetch(config, folder, patterns)
+    console.out.print(f"{config.id} is in {folder}", markup=False)
+    return 0
+
+
+def from_hugging_face(config: DownloadConfig, folder: Path, patterns: list[str]) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    endpoint = os.environ.get("HF_ENDPOINT", "the default hub")
+    advice = (
+        "Check the id and the network; the environment variable HF_ENDPOINT chooses a mirror, "
+        "and --source modelscope another hub. The same command continues where it stopped."
+    )
+    try:
+        snapshot_download(config.id, revision=config.revision, local_dir=folder, allow_patterns=patterns)
+    except HFValidationError as error:
+        raise UserError(f"--id {config.id}: {error}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"{config.id} could not be fetched from {endpoint}: {error}. {advice}") from None
+
+
+def from_modelscope(config: DownloadConfig, folder: Path, patterns: list[str]) -> None:
+    if find_spec("modelscope") is None:
+        raise UserError("--source modelscope needs the package modelscope: pip install 'tuneval[modelscope]'")
+    from modelscope import snapshot_download
+
+    revision = {} if config.revision is None else {"revision": config.revision}
+    snapshot_download(config.id, local_dir=str(folder), allow_patterns=patterns, **revision)
