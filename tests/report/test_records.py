@@ -59,6 +59,10 @@ RESULT = {
     "categories": {"STEM": {**SCORE, "macro": 0.5}},
     "subjects": {"law": {**SCORE, "name_zh": "法学", "category": "Humanities"}},
     "near_ties": 1,
+    "exact_ties": 0,
+    "methods": {"micro": "Wilson score interval, 95%"},
+    "config": {"shots": 5},
+    "machine": {"cores": 2},
     "chance": 0.25,
 }
 PREDICTION = {

@@ -131,6 +131,13 @@ class EvalResult:
     """Questions whose best two letters are closer than the arithmetic can tell apart."""
     chance: float = 0.25
     """Accuracy of guessing."""
+    exact_ties: int | None = None
+    """Questions whose best two letters have the same score; the first counts."""
+    methods: dict[str, str] = field(default_factory=dict)
+    """Figure -> how it comes about: weights, interval, tie rule."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Resolved settings, flat, as a `--config` file spells them."""
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
