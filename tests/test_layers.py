@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
 config.schema config.flags
-data.records data.template data.indexed data.preprocess data.batches
+data.records data.template data.indexed data.preprocess data.truncation data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
-training.optim training.loop
+training.schedule training.optim training.loop training.log_line
 checkpoints.hf checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
-evaluation.tasks evaluation.styles evaluation.score evaluation.stats
+evaluation.tasks evaluation.styles evaluation.score evaluation.stats evaluation.partial
 report.records report.plots report.words report.render commands cli __main__
 """.split()  # fmt: skip
 

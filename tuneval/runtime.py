@@ -57,6 +57,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def has_fused_optimizer(device: torch.device) -> bool:
+    """Whether torch's optimizers have their one-pass kernel on a device."""
+    from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+    return device.type in _get_fused_kernels_supported_devices()
+
+
 def peak_memory_bytes() -> int:
     """Highest memory of this process: allocated on the accelerator where there is one, else resident on the host."""
     if device().type != "cpu" and hasattr(torch, "accelerator"):

@@ -186,6 +186,8 @@ class PrecisionConfig:
     """fp16: smallest dynamic loss scale."""
     loss_scale_window: int = 1000
     """fp16: good steps before the scale doubles."""
+    hysteresis: int = 2
+    """fp16: overflows before the scale halves."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass (`full`: whole layers; `selective`: attention) to save memory."""
 

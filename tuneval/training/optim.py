@@ -1,0 +1,225 @@
+"""AdamW with fp32 state over weights of any type, gradients accumulated in fp32, Megatron's loss scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.optim.adamw import adamw
+
+from tuneval.config.schema import OptimConfig, PrecisionConfig
+from tuneval.runtime import has_fused_optimizer
+
+CHUNK = 1 << 22
+"""Elements of one bf16 weight that are widened to fp32 at a time: 16 MiB, so that the widening costs no memory."""
+
+
+def make_optimizer(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> AdamW:
+    """The optimizer of every parameter that wants a gradient."""
+    return AdamW([(name, p) for name, p in named_parameters if p.requires_grad], config)
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay acts on a parameter: not on biases and one-dimensional weights (reference 4.2)."""
+    return parameter.dim() > 1 and not name.endswith(".bias")
+
+
+class AdamW:
+    """AdamW with decoupled decay: fp32 master weights and moments, fp32 gradients summed over micro-batches.
+
+    A hook moves each gradient into its fp32 sum as soon as the backward pass has it, so that no second set of
+    gradients stands. A bf16 weight and 16 more bits (`low`) together are its fp32 master: half of a copy's memory.
+
+    Args:
+        named_parameters: (name, parameter), each wanting a gradient.
+        config: betas, eps, weight decay, clip.
+    """
+
+    def __init__(self, named_parameters: list[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> None:
+        self.config = config
+        self.slots = {name: _Slot(name, p) for name, p in named_parameters}
+        self.step_count = 0
+        self._hooks = [p.register_post_accumulate_grad_hook(self.slots[n].take_gradient) for n, p in named_parameters]
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients; their memory is kept for the next step."""
+        for slot in self.slots.values():
+            slot.has_gradient = False
+
+    def grad_norm(self, loss_scale: float = 1.0) -> float:
+        """Global L2 norm of the summed gradients, each parameter once. Not finite after an overflow."""
+        norms = [torch.linalg.vector_norm(slot.gradient) for slot in self.slots.values() if slot.has_gradient]
+        return float(torch.linalg.vector_norm(torch.stack(norms).double())) / loss_scale if norms else 0.0
+
+    @torch.no_grad()
+    def step(self, lr: float, grad_norm: float, loss_scale: float = 1.0) -> None:
+        """Clip, update, and forget the gradients.
+
+        Args:
+            lr: learning rate of this step.
+            grad_norm: what `grad_norm` returned, finite.
+            loss_scale: factor that is still in the gradients.
+        """
+        clip = self.config.clip_grad
+        factor = min(1.0, clip / (grad_norm + 1e-6)) if clip > 0 else 1.0
+        self.step_count += 1
+        for slot in self.slots.values():
+            if slot.has_gradient:
+                slot.update(self.config, lr, self.step_count, factor / loss_scale)
+        self.zero_grad()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor that the next step depends on, by name: weights, moments, master bits. Views, not copies."""
+        tensors = {}
+        for name, slot in self.slots.items():
+            slot.allocate()
+            tensors.update({f"{kind}.{name}": tensor for kind, tensor in slot.tensors().items()})
+        return tensors
+
+
+class _Slot:
+    """One parameter: its gradient sum, its moments and its master bits."""
+
+    def __init__(self, name: str, parameter: torch.nn.Parameter) -> None:
+        self.parameter = parameter
+        self.decays = decays(name, parameter)
+        self.gradient: torch.Tensor | None = None
+        self.has_gradient = False
+        self.exp_avg: torch.Tensor | None = None
+        self.exp_avg_sq: torch.Tensor | None = None
+        self.low: torch.Tensor | None = None
+        self.master: torch.Tensor | None = None
+
+    def take_gradient(self, parameter: torch.nn.Parameter) -> None:
+        """Move p.grad into the fp32 sum; the first of a step overwrites what the last step left."""
+        if self.gradient is None:
+            self.gradient = torch.empty_like(parameter, dtype=torch.float32, requires_grad=False)
+        if self.has_gradient:
+            self.gradient.add_(parameter.grad)
+        else:
+            self.gradient.copy_(parameter.grad)
+        self.has_gradient, parameter.grad = True, None
+
+    def allocate(self) -> None:
+        """Moments at 0, master weights equal to the weights; at the first step, so that loading peaks lower."""
+        if self.exp_avg is not None:
+            return
+        value = self.parameter.detach()
+        self.exp_avg = torch.zeros_like(value, dtype=torch.float32)
+        self.exp_avg_sq = torch.zeros_like(value, dtype=torch.float32)
+        if value.dtype == torch.bfloat16:
+            self.low = torch.zeros_like(value, dtype=torch.int16)
+        elif value.dtype != torch.float32:
+            self.master = value.float()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        named = {
+            "weight": self.parameter.detach(),
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+            "low": self.low,
+            "master": self.master,
+        }
+        return {kind: tensor for kind, tensor in named.items() if tensor is not None}
+
+    def update(self, config: OptimConfig, lr: float, step: int, factor: float) -> None:
+        self.allocate()
+        value = self.parameter.detach()
+        if value.dtype == torch.bfloat16:
+            flat = [t.view(-1) for t in (value, self.low, self.gradient, self.exp_avg, self.exp_avg_sq)]
+            for weight, low, *rest in zip(*(t.split(CHUNK) for t in flat), strict=True):
+                wide = join(weight, low)
+                self._adamw(wide, *rest, config, lr, step, factor)
+                split(wide, weight, low)
+        elif value.dtype == torch.float32:
+            self._adamw(value, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
+        else:
+            self._adamw(self.master, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
+            value.copy_(self.master)
+
+    def _adamw(self, weight, gradient, exp_avg, exp_avg_sq, config: OptimConfig, lr: float, step: int, factor: float):
+        """torch's own update, in one pass over memory where it has the kernel; `factor` multiplies the gradient."""
+        fused = has_fused_optimizer(weight.device)
+        if not fused:
+            gradient.mul_(factor)
+        adamw(
+            [weight],
+            [gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [torch.tensor(float(step - 1), device=weight.device)],
+            fused=fused,
+            grad_scale=torch.tensor(1.0 / factor, device=weight.device) if fused and factor != 1.0 else None,
+            amsgrad=False,
+            beta1=config.adam_beta1,
+            beta2=config.adam_beta2,
+            lr=lr,
+            weight_decay=config.weight_decay if self.decays else 0.0,
+            eps=config.adam_eps,
+            maximize=False,
+        )
+
+
+def join(weight: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """The fp32 number whose upper half is a bf16 weight and whose lower 16 bits, signed, are `low`.
+
+    Args:
+        weight: [n] bf16.
+        low: [n] int16.
+
+    Returns:
+        [n] fp32
+    """
+    return ((weight.view(torch.int16).int() << 16) + low.int()).view(torch.float32)
+
+
+def split(wide: torch.Tensor, weight: torch.Tensor, low: torch.Tensor) -> None:
+    """Write fp32 `wide` into `weight` (nearest bf16; a tie goes away from zero) and `low`, so that `join` is exact."""
+    bits = wide.view(torch.int32)
+    upper = (bits + 0x8000) >> 16
+    low.copy_(bits - (upper << 16))
+    weight.view(torch.int16).copy_(upper)
+
+
+class LossScaler:
+    """Megatron's loss scale: a constant, or for fp16 one that halves after overflows and doubles after a good spell.
+
+    Args:
+        config: `loss_scale` fixes it; outside fp16 it is 1.
+    """
+
+    def __init__(self, config: PrecisionConfig) -> None:
+        self.config = config
+        self.dynamic = config.dtype == "fp16" and config.loss_scale is None
+        self.scale = config.initial_loss_scale if self.dynamic else config.loss_scale or 1.0
+        if config.dtype != "fp16":
+            self.scale = 1.0
+        self.good_steps = 0
+        self.patience = config.hysteresis
+
+    def update(self, overflow: bool) -> None:
+        """Take note of a step: overflowed (and skipped), or good."""
+        if not self.dynamic:
+            return
+        if overflow:
+            self.good_steps = 0
+            self.patience -= 1
+            if self.patience <= 0:
+                self.scale = max(self.scale / 2, self.config.min_loss_scale)
+        else:
+            self.good_steps += 1
+            if self.good_steps == self.config.loss_scale_window:
+                self.good_steps, self.patience = 0, self.config.hysteresis
+                self.scale *= 2
+
+    def state(self) -> dict[str, float | int]:
+        return {"scale": self.scale, "good_steps": self.good_steps, "patience": self.patience}
+
+    def load_state(self, state: dict[str, float | int]) -> None:
+        self.scale, self.good_steps, self.patience = state["scale"], state["good_steps"], state["patience"]
