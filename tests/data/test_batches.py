@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from token_files import sample, write
 
 from tuneval.config.schema import BatchConfig
 from tuneval.data.batches import (
@@ -20,28 +21,8 @@ from tuneval.data.batches import (
 from tuneval.data.indexed import IndexedWriter
 from tuneval.data.truncation import truncate_turns
 from tuneval.errors import UserError
-from tuneval.files import write_json
 
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8)
-PROMPT = 2
-
-
-def write(prefix, samples, manifest=None, masks=None):
-    """Token files of (input_ids, labels) pairs."""
-    masks = masks or [np.ones(len(ids), np.int32) for ids, _ in samples]
-    columns = {"input_ids": [s[0] for s in samples], "labels": [s[1] for s in samples], "attention_mask": masks}
-    for name, rows in columns.items():
-        with IndexedWriter(f"{prefix}_packed_{name}_document") as writer:
-            for row in rows:
-                writer.add(np.asarray(row, np.int32))
-    if manifest:
-        write_json(f"{prefix}_manifest.json", manifest)
-    return SftDataset(prefix)
-
-
-def sample(number, length, prompt=PROMPT):
-    ids = (np.arange(length) * 7 + number * 13) % 150 + 4
-    return ids, np.where(np.arange(length) < prompt, -100, ids)
 
 
 @pytest.fixture

@@ -196,10 +196,11 @@ class LossScaler:
 
     def __init__(self, config: PrecisionConfig) -> None:
         self.config = config
-        self.dynamic = config.dtype == "fp16" and config.loss_scale is None
-        self.scale = config.initial_loss_scale if self.dynamic else config.loss_scale or 1.0
-        if config.dtype != "fp16":
-            self.scale = 1.0
+        self.fp16 = config.dtype == "fp16"
+        self.dynamic = self.fp16 and config.loss_scale is None
+        self.scale = 1.0
+        if self.fp16:
+            self.scale = config.initial_loss_scale if self.dynamic else config.loss_scale
         self.good_steps = 0
         self.patience = config.hysteresis
 
