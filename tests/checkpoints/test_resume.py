@@ -1,0 +1,108 @@
+"""Checkpoints come back bit for bit, appear whole or not at all, and can't run code."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tuneval.checkpoints.resume import latest_step, load_state, remove_partial, save_state, set_aside, steps
+from tuneval.errors import UserError
+
+
+def tensors(seed):
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(7, 5, generator=generator)
+    return {
+        "weight.a": wide.bfloat16(),
+        "low.a": wide.view(torch.int32).to(torch.int16),
+        "exp_avg.a": torch.randn(7, 5, generator=generator),
+        "weight.b": torch.randn(3, generator=generator),
+    }
+
+
+def test_round_trip_is_bit_identical(tmp_path):
+    saved = tensors(1)
+    facts = {"progress": {"step": 3, "samples": 12}, "scaler": {"scale": 65536.0}}
+    save_state(tmp_path, 3, saved, facts, keep=2)
+    loaded = tensors(2)
+    assert load_state(tmp_path, 3, loaded) == {"step": 3, **facts}
+    for name in saved:
+        assert torch.equal(loaded[name].view(torch.uint8), saved[name].view(torch.uint8)), name
+    assert not torch.equal(tensors(2)["weight.a"], saved["weight.a"])
+
+
+def test_random_generators_go_on(tmp_path):
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+    torch.manual_seed(5)
+    draw()
+    save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    expected = draw()
+    assert draw() != expected
+    load_state(tmp_path, 1, tensors(1))
+    assert draw() == expected
+
+
+def test_newest_are_kept_and_named(tmp_path):
+    assert latest_step(tmp_path) is None
+    for step in (2, 4, 6):
+        save_state(tmp_path, step, tensors(step), {}, keep=2)
+    assert steps(tmp_path) == [4, 6] and latest_step(tmp_path) == 6
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_0000006\n"
+
+
+def test_an_interrupted_write_is_no_checkpoint(tmp_path):
+    save_state(tmp_path, 1, tensors(1), {}, keep=2)
+    with pytest.raises(TypeError):
+        save_state(tmp_path, 2, tensors(1), {"not json": object()}, keep=2)
+    (tmp_path / "checkpoints" / ".step_0000003.1a2b3c4d.partial").mkdir()  # what kill -9 leaves
+    assert latest_step(tmp_path) == 1
+    remove_partial(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_0000001"]
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    other = {**tensors(1), "weight.b": torch.zeros(4)}
+    with pytest.raises(UserError, match=r"1 tensors differ, such as weight\.b .*\(3,\).*\(4,\).*--finetune"):
+        load_state(tmp_path, 1, other)
+    with pytest.raises(UserError, match=r"weight\.c .*absent"):
+        load_state(tmp_path, 1, {**tensors(1), "weight.c": torch.zeros(4)})
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.marker,)
+
+
+def test_an_index_that_wants_to_run_code_is_refused(tmp_path):
+    folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    marker = tmp_path / "ran"
+    (folder / ".metadata").write_bytes(pickle.dumps(Evil(str(marker))))
+    with pytest.raises(UserError, match="nothing was run"):
+        load_state(tmp_path, 1, tensors(1))
+    assert not marker.exists()
+
+
+def test_a_full_disk_is_told_before_writing(tmp_path):
+    huge = {"weight.a": torch.empty(1 << 50, device="meta")}
+    with pytest.raises(UserError, match="the checkpoint of step 1 needs"):
+        save_state(tmp_path, 1, huge, {}, keep=1)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_an_earlier_run_is_moved_aside(tmp_path):
+    assert set_aside(tmp_path) is None
+    for number in (1, 2):
+        (tmp_path / "metrics.jsonl").write_text(str(number))
+        assert set_aside(tmp_path) == tmp_path / f"previous-{number}"
+    assert (tmp_path / "previous-1" / "metrics.jsonl").read_text() == "1"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["previous-1", "previous-2"]

@@ -1,0 +1,211 @@
+"""The state of a run on disk: written beside, published by rename, read back bit for bit.
+
+RUN/checkpoints/step_0000200/ holds the tensors (torch.distributed.checkpoint) and state.json; RUN/checkpoints/latest
+names the newest for people and scripts.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+
+from tuneval.errors import UserError
+from tuneval.files import atomic_file, atomic_folder, check_free_space, read_json, write_json
+
+_STEP = re.compile(r"step_(\d{7,})")
+
+
+def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any], keep: int) -> Path:
+    """Write one checkpoint, publish it, point `latest` at it and remove the oldest.
+
+    Args:
+        run: run folder.
+        step: steps done.
+        tensors: name -> tensor; what `load_state` will fill.
+        facts: JSON values that belong to it. The random generators' states are added.
+        keep: newest checkpoints that stay, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: the disk has no room; nothing is written then.
+    """
+    folder = checkpoints_folder(run) / f"step_{step:07d}"
+    check_free_space(run, state_bytes(tensors), f"the checkpoint of step {step}")
+    with atomic_folder(folder) as temporary, _one_process():
+        dcp.save({**tensors, "random.torch": torch.get_rng_state(), **_device_rng_state()}, checkpoint_id=temporary)
+        write_json(temporary / "state.json", {"step": step, **facts, "random": _host_rng_state()})
+    with atomic_file(checkpoints_folder(run) / "latest") as file:
+        file.write(folder.name + "\n")
+    for old in steps(run)[:-keep]:
+        shutil.rmtree(checkpoints_folder(run) / f"step_{old:07d}")
+    return folder
+
+
+def load_state(run: Path, step: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Fill `tensors` from a checkpoint and set the random generators.
+
+    Args:
+        run: run folder.
+        step: a step that `steps` lists.
+        tensors: name -> tensor of the same shape and type as saved; overwritten.
+
+    Returns:
+        The facts given to `save_state`, and `step`.
+
+    Raises:
+        UserError: the checkpoint holds other tensors, or its files are damaged.
+    """
+    folder = checkpoints_folder(run) / f"step_{step:07d}"
+    facts = read_json(folder / "state.json")
+    wanted = {**tensors, "random.torch": torch.get_rng_state(), **_device_rng_state()}
+    reader = _Reader(folder)
+    _check_same_tensors(folder, reader.read_metadata().state_dict_metadata, wanted)
+    with _one_process():
+        dcp.load(wanted, storage_reader=reader)
+    torch.set_rng_state(wanted["random.torch"])
+    _set_device_rng_state(wanted)
+    _set_host_rng_state(facts.pop("random"))
+    return facts
+
+
+def steps(run: Path) -> list[int]:
+    """Steps of the run's checkpoints, rising. A folder has its name only once it is whole."""
+    found = (_STEP.fullmatch(p.name) for p in checkpoints_folder(run).glob("step_*"))
+    return sorted(int(m.group(1)) for m in found if m)
+
+
+def latest_step(run: Path) -> int | None:
+    """Step of the newest checkpoint; None where there is none."""
+    return max(steps(run), default=None)
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def state_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Room that a checkpoint of these tensors takes on disk, nearly."""
+    return sum(t.numel() * t.dtype.itemsize for t in tensors.values()) + (1 << 20)
+
+
+def remove_partial(run: Path) -> None:
+    """Remove what a killed writer left half-written in the run folder."""
+    for folder in (Path(run), checkpoints_folder(run)):
+        for path in folder.glob(".*.partial"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def set_aside(run: Path) -> Path | None:
+    """Move an earlier run's files into RUN/previous-1 (or -2 ...); None where there is nothing to move."""
+    entries = [p for p in Path(run).glob("*") if not p.name.startswith("previous-")]
+    if not entries:
+        return None
+    number = 1 + max((int(p.name[9:]) for p in Path(run).glob("previous-*") if p.name[9:].isdigit()), default=0)
+    target = Path(run) / f"previous-{number}"
+    target.mkdir()
+    for path in entries:
+        path.rename(target / path.name)
+    return target
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Without a process group DCP works for one process, and says so at length."""
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)
+
+
+def _check_same_tensors(folder: Path, saved: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
+    here = {name: (tuple(t.shape), t.dtype) for name, t in wanted.items()}
+    there = {name: (tuple(m.size), m.properties.dtype) for name, m in saved.items()}
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{folder}: belongs to another model or precision: {len(differing)} tensors differ, such as {name} "
+            f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here). Use the command that the run was "
+            "started with, another --save, or --finetune to start afresh"
+        )
+
+
+class _Reader(dcp.FileSystemReader):
+    """DCP's reader, but the pickled index may name DCP's own descriptions alone: nothing in a file can run."""
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            with open(Path(self.path) / ".metadata", "rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: has no .metadata, so it is not a checkpoint of ours") from None
+        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
+            raise UserError(f"{self.path}/.metadata: damaged or not ours ({error})") from None
+        if getattr(metadata, "storage_meta", None) is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if module in (*self._MODULES, "torch") and "." not in name else None
+        ours = isinstance(found, type) and found.__module__ in self._MODULES
+        plain = found is torch.Size or isinstance(found, (torch.dtype, torch.memory_format, torch.layout))
+        if ours or plain or (module, name) in _HARMLESS:
+            return found if found is not None else super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs; nothing was run")
+
+
+_HARMLESS = {("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+
+
+def _host_rng_state() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+    }
+
+
+def _set_host_rng_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+
+
+def _device_module() -> Any:
+    from tuneval import runtime
+
+    device = runtime.device()
+    return None if device.type == "cpu" else torch.get_device_module(device)
+
+
+def _device_rng_state() -> dict[str, torch.Tensor]:
+    module = _device_module()
+    return {} if module is None else {"random.device": module.get_rng_state()}
+
+
+def _set_device_rng_state(tensors: dict[str, torch.Tensor]) -> None:
+    if "random.device" in tensors:
+        _device_module().set_rng_state(tensors["random.device"])
