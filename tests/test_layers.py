@@ -9,13 +9,13 @@ PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
 config.schema config.flags
-data.records data.template data.indexed data.preprocess data.truncation data.batches
+data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
 training.schedule training.optim training.loop training.log_line
 checkpoints.hf checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
 evaluation.tasks evaluation.styles evaluation.score evaluation.stats evaluation.partial
-report.records report.plots report.words report.render commands cli __main__
+report.records report.comparison report.tables report.plots report.words report.render commands cli __main__
 """.split()  # fmt: skip
 
 

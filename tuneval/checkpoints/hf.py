@@ -1,0 +1,304 @@
+"""Hugging Face folders: weights read and written tensor by tensor, so that no model has to fit in memory.
+
+A *source* is a checkpoint of any format seen as Hugging Face's tensors (`Source` below); `HfSource` is the plain one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tuneval import files
+from tuneval.checkpoints.pickled import safe_load
+from tuneval.errors import UserError
+
+
+class Source(Protocol):
+    """A checkpoint of any format, seen as Hugging Face's tensors."""
+
+    folder: Path
+    """Where config.json and the tokenizer lie."""
+    kind: str
+    """`hf`, `mcore` or `adapter`."""
+    config: Any
+    """transformers' config."""
+
+    def names(self) -> list[str]: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def dtype(self, name: str) -> torch.dtype: ...
+    def read(self, name: str) -> torch.Tensor: ...
+    def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor: ...
+
+
+class HfSource:
+    """A Hugging Face folder: safetensors, one file or sharded; else the older `pytorch_model*.bin`.
+
+    Args:
+        folder: holds config.json and the weights.
+
+    Raises:
+        UserError: no weights, a missing shard, or an index that names tensors no file holds.
+    """
+
+    kind = "hf"
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._tensors: dict[str, Any] = {}
+        for file in _weight_files(self.folder):
+            self._tensors.update(_safetensors_index(file) if file.suffix == ".safetensors" else _pickled_index(file))
+        self._names = sorted(self._tensors, key=_reading_order)
+        self._config: Any = None
+
+    @property
+    def config(self) -> Any:
+        self._config = self._config or read_config(self.folder)
+        return self._config
+
+    def names(self) -> list[str]:
+        """Tensors in the order of the forward pass. The other methods raise KeyError for a name that is not in it."""
+        return list(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._find(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._find(name).dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as stored; safetensors give a view of the file's pages, copied when changed."""
+        return self._find(name).read()
+
+    def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` along `dim`; only their pages are touched."""
+        return self._find(name).read_slice(dim, start, stop)
+
+    def _find(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise KeyError(f"{self.folder}: no tensor {name}")
+        return self._tensors[name]
+
+
+def read_config(folder: str | Path) -> Any:
+    """transformers' config of a folder. Code that lies in the folder is never run.
+
+    Raises:
+        UserError: no config.json, or an architecture that the installed transformers does not have.
+    """
+    from transformers import AutoConfig
+
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json. Copy the original model's config.json and tokenizer files there.")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{folder}/config.json: transformers can't use it ({error})") from None
+
+
+def size_of(source: Source) -> int:
+    """Bytes of all tensors of a source."""
+    return sum(torch.Size(source.shape(n)).numel() * source.dtype(n).itemsize for n in source.names())
+
+
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+"""What a checkpoint folder carries beside its weights: config, tokenizer, template, generation defaults."""
+_NOT_COMPANIONS = re.compile(r"(\.index|^convert|^adapter_config|^trainer_state|^results|^comparison)\.json$")
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy config and tokenizer files. Weights, code and this project's own records stay behind."""
+    for pattern in COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and not _NOT_COMPANIONS.search(file.name):
+                shutil.copyfile(file, target / file.name)
+
+
+class HfSink:
+    """Writes a folder of safetensors, one tensor at a time; the folder appears, whole, when the block ends well.
+
+    Args:
+        folder: to write; an existing one is replaced at the end.
+        max_shard_bytes: of one file; a larger tensor gets a file of its own.
+
+    >>> with HfSink("out") as sink:          # doctest: +SKIP
+    ...     copy_companions(source.folder, sink.folder)
+    ...     sink.add("model.norm.weight", tensor)
+    """
+
+    def __init__(self, folder: str | Path, max_shard_bytes: int = 4 << 30) -> None:
+        self._target, self._limit = Path(folder), max_shard_bytes
+        self._shards: list[_ShardWriter] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> HfSink:
+        self.folder = self._stack.enter_context(files.atomic_folder(self._target))
+        return self
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Append one tensor; it is on disk, and out of memory, when this returns."""
+        size = tensor.numel() * tensor.dtype.itemsize
+        if any(name in shard.header for shard in self._shards):
+            raise UserError(f"{self._target}: tensor {name} was given twice")
+        if not self._shards or not self._shards[-1].has_room(size, tensor.dtype, self._limit):
+            if self._shards:
+                self._shards[-1].close()
+            self._shards.append(_ShardWriter(self.folder / f".shard-{len(self._shards)}"))
+        self._shards[-1].append(name, tensor)
+
+    def __exit__(self, *failure: Any) -> None:
+        try:
+            if failure[0] is None:
+                self._publish()
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            raise
+        finally:
+            if failure[0] is not None:
+                for shard in self._shards:
+                    shard.file.close()
+        self._stack.__exit__(*failure)
+
+    def _publish(self) -> None:
+        if not self._shards:
+            raise UserError(f"{self._target}: no tensor was written")
+        self._shards[-1].close()
+        count = len(self._shards)
+        if count == 1:
+            self._shards[0].path.rename(self.folder / "model.safetensors")
+            return
+        weight_map = {}
+        for number, shard in enumerate(self._shards, 1):
+            name = f"model-{number:05d}-of-{count:05d}.safetensors"
+            shard.path.rename(self.folder / name)
+            weight_map.update(dict.fromkeys(shard.header, name))
+        total = sum(shard.size for shard in self._shards)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        files.write_json(self.folder / "model.safetensors.index.json", index)
+
+
+class _ShardWriter:
+    """One safetensors file, written in one pass: room for the header is kept free and filled at the end.
+
+    safetensors' own writer wants every tensor of the file in memory at once. The format allows spaces after the header.
+    """
+
+    HEADER_BYTES = (1 << 18) - 8
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self.header: dict[str, dict] = {}
+        self._header_bytes = 64
+        self.file: IO[bytes] = open(path, "wb")  # noqa: SIM115 - closed by close()
+        self.file.seek(8 + self.HEADER_BYTES)
+
+    def has_room(self, size: int, dtype: torch.dtype, limit: int) -> bool:
+        aligned = self.size % dtype.itemsize == 0  # the format allows no gaps, and readers want aligned elements
+        return aligned and self.size + size <= limit and self._header_bytes + 1024 < self.HEADER_BYTES
+
+    def append(self, name: str, tensor: torch.Tensor) -> None:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        self.file.write(memoryview(raw))
+        self.header[name] = {
+            "dtype": _NAME_OF_DTYPE[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self.size, self.size + raw.nbytes],
+        }
+        self._header_bytes += len(json.dumps({name: self.header[name]}))
+        self.size += raw.nbytes
+
+    def close(self) -> None:
+        text = json.dumps({"__metadata__": {"format": "pt"}, **self.header}).encode().ljust(self.HEADER_BYTES)
+        self.file.seek(0)
+        self.file.write(struct.pack("<Q", self.HEADER_BYTES) + text)
+        self.file.close()
+
+
+_NAME_OF_DTYPE = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPE_OF_NAME = {name: dtype for dtype, name in _NAME_OF_DTYPE.items()}
+
+
+@dataclass(frozen=True)
+class _SafeTensor:
+    """One tensor of a safetensors file, opened for each read: what is mapped is unmapped with the tensor."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> torch.Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(self.name)
+
+    def read_slice(self, dim: int, start: int, stop: int) -> torch.Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_slice(self.name)[(*[slice(None)] * dim, slice(start, stop))]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index, single = folder / f"{stem}.index.json", folder / stem
+        if index.is_file():
+            return _shards(folder, files.read_json(index)["weight_map"])
+        if single.is_file():
+            return [single]
+    raise UserError(
+        f"{folder}: no weights. Looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin and "
+        "pytorch_model.bin.index.json."
+    )
+
+
+def _shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
+    names = sorted(set(weight_map.values()))
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise UserError(f"{folder}: the index names files that are not there: {', '.join(missing)}. Fetch them again.")
+    return [folder / n for n in names]
+
+
+def _safetensors_index(path: Path) -> dict[str, _SafeTensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return {n: _SafeTensor(path, n, tuple(s.get_shape()), _dtype(path, s)) for n, s in slices.items()}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file, or cut off ({error}). Fetch it again.") from None
+
+
+def _dtype(path: Path, stored: Any) -> torch.dtype:
+    if stored.get_dtype() not in _DTYPE_OF_NAME:
+        known = ", ".join(_DTYPE_OF_NAME)
+        raise UserError(f"{path}: {stored.get_dtype()} weights (quantised?) can't be read; {known} can")
+    return _DTYPE_OF_NAME[stored.get_dtype()]
+
+
+def _pickled_index(path: Path) -> dict[str, Any]:
+    loaded = safe_load(path)
+    return {name: tensor for name, tensor in loaded.items() if hasattr(tensor, "read_slice")}
+
+
+def _reading_order(name: str) -> tuple:
+    """Embedding, layers by number, final norm, head."""
+    last = 2 if name.startswith("lm_head") else 1 if re.search(r"(^|\.)(norm|ln_f|final_layernorm)\.", name) else 0
+    inside = re.search(r"\.(layers|h|blocks)\.(\d+)\.", name)
+    return (1 if inside else 2 if last else 0, last if not inside else int(inside.group(2)), name)

@@ -1,0 +1,168 @@
+"""Whatever `--load` names -> a source of tensors, or a model ready to run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneval import files, runtime
+from tuneval.checkpoints.hf import HfSource, Source
+from tuneval.errors import UserError
+
+
+def open_source(path: str | Path) -> Source:
+    """The checkpoint at `path`, as a source in Hugging Face's names.
+
+    Args:
+        path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*),
+            a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
+
+    Raises:
+        UserError: nothing of the kind there; the text lists what was looked for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
+    for marker, opener in _OPENERS:
+        if any(path.glob(marker)):
+            return opener(path)
+    raise UserError(f"{path}: no checkpoint in it. Looked for {', '.join(m for m, _ in _OPENERS)}.")
+
+
+class AdapterSource:
+    """A base with an adapter merged into it while it is read: W + (alpha / r) B A, as peft merges.
+
+    Args:
+        base: source of the weights under the adapter.
+        adapter: PEFT folder.
+    """
+
+    kind = "adapter"
+
+    def __init__(self, base: Source, adapter: str | Path) -> None:
+        from tuneval.model.lora import adapter_delta
+
+        self.base, self.adapter, self.folder, self.config = base, Path(adapter), base.folder, base.config
+        self._delta = adapter_delta(self.adapter)
+        self.names, self.shape, self.dtype = base.names, base.shape, base.dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        weight, delta = self.base.read(name), self._delta(name)
+        return weight if delta is None else weight + delta.to(weight.dtype)
+
+    def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        return self.read(name).narrow(dim, start, stop - start)
+
+
+def open_adapter(folder: Path, base: Source | None = None) -> AdapterSource:
+    """An adapter folder on its base: the one given, else the one its adapter_config.json names."""
+    if base is None:
+        base = open_source(_base_of(folder))
+    return AdapterSource(base, folder)
+
+
+def _base_of(adapter: Path) -> Path:
+    named = files.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    record = adapter / "tuneval.json"
+    if record.is_file():
+        named = files.read_json(record).get("base_model") or named
+    if not named:
+        raise UserError(
+            f"{adapter}/adapter_config.json: names no base model. Give it with --load, this with --lora-load."
+        )
+    for candidate in (Path(named), adapter / named):
+        if candidate.exists():
+            return candidate
+    raise UserError(
+        f"{adapter}: made for the base model {named}, which is not on this machine. "
+        "Give the base with --load and this folder with --lora-load."
+    )
+
+
+_OPENERS = (
+    ("adapter_config.json", open_adapter),
+    ("model.safetensors*", HfSource),
+    ("pytorch_model.bin*", HfSource),
+    ("model/config.json", lambda run: open_source(run / "model")),
+    ("adapter/adapter_config.json", lambda run: open_adapter(run / "adapter")),
+)
+"""File that tells a kind of folder -> what opens it."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run, and what it is."""
+
+    model: Any
+    """transformers model with the attention `tuneval`, in eval mode."""
+    tokenizer: Any
+    config: Any
+    template_name: str | None
+    """`--prompt-type` the model was tuned with; None where no record says."""
+    template_fingerprint: str | None
+    identity: dict[str, Any]
+    """path, kind and weights_sha256, for records."""
+
+
+def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None) -> Loaded:
+    """Load the model at `path` on this machine's device.
+
+    Args:
+        path: anything `open_source` takes.
+        dtype: `bf16`, `fp16` or `fp32`.
+        lora_load: adapter folder to merge into it.
+    """
+    from tuneval.model.build import build_model
+
+    source = open_source(path)
+    if lora_load is not None:
+        source = open_adapter(Path(lora_load), base=source)
+    read = _HashingReader(source)
+    model = build_model(source.config, read, runtime.DTYPES[dtype], runtime.device()).eval()
+    facts = _template_facts(source)
+    identity = {"path": str(path), "kind": source.kind, "weights_sha256": read.digest()}
+    return Loaded(
+        model,
+        load_tokenizer(source.folder),
+        source.config,
+        facts.get("prompt_type"),
+        facts.get("template_fingerprint"),
+        identity,
+    )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer of a folder; code in it is never run."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: no tokenizer that transformers can use ({error})") from None
+
+
+def _template_facts(source: Source) -> dict[str, Any]:
+    for folder in (getattr(source, "adapter", None), source.folder):
+        if folder is not None and (folder / "tuneval.json").is_file():
+            return files.read_json(folder / "tuneval.json")
+    return {}
+
+
+class _HashingReader:
+    """Reads tensors and hashes what went by: the same weights give the same hash in every format and layout."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._digests = source, {}
+
+    def __call__(self, name: str) -> torch.Tensor:
+        tensor = self._source.read(name)
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        self._digests[name] = hashlib.sha256(memoryview(raw)).hexdigest()
+        return tensor
+
+    def digest(self) -> str:
+        return files.sha256_json(self._digests)
