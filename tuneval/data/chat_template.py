@@ -1,0 +1,197 @@
+"""The tokenizer's own chat template, and where in its text the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+from jinja2 import TemplateError
+
+from tuneval.console import warn
+from tuneval.data.prompt_types import PROMPT_TYPES
+from tuneval.data.records import BadRow, Conversation, Message
+from tuneval.data.rendering import AUTO, MASKED, Encoded, Piece, Template
+from tuneval.errors import UserError
+
+NOT_FOUND = "answer not found in the chat template's text"
+
+
+class ChatTemplate(Template):
+    """The tokenizer's own chat template.
+
+    A conversation is rendered whole, and once more up to each answer with the generation prompt; where that second text
+    ends, the trained span begins. It ends after the end-of-turn token, which a probe conversation shows. The text is
+    cut at these borders and each part encoded by itself, so that a prompt in training is the prompt in chat, token by
+    token; a probe proves that this equals encoding the whole, and where it doesn't (SentencePiece-like tokenizers that
+    put a space before every text) the whole is encoded and the spans are found by character offsets.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(AUTO, tokenizer)
+        if not getattr(tokenizer, "chat_template", None):
+            known = ", ".join(PROMPT_TYPES)
+            raise UserError(f"--prompt-type {AUTO}: the tokenizer has no chat template. Name one: {known}")
+        self._excess, self._lead, self._marker = "", "", ""
+        self._probe_borders()
+        self.whole = not self._parts_equal_whole()
+        if self.whole:
+            self._check_prompts_are_prefixes()
+        self.eos_token_id = self._token_id(self._marker or tokenizer.eos_token, "the end-of-turn token")
+        eos = () if tokenizer.eos_token_id in (None, self.eos_token_id) else (tokenizer.eos_token_id,)
+        self.stop_token_ids = (self.eos_token_id, *eos)
+        pad = tokenizer.pad_token_id
+        self.pad_token_id = self.eos_token_id if pad is None else pad
+        self.description = {
+            "kind": "chat_template",
+            "name": AUTO,
+            "chat_template": tokenizer.get_chat_template(),
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "end_of_turn": self._marker,
+        }
+
+    # -- rendering
+
+    def _render(self, batch: list[Sequence[Message]], prompt: bool) -> list[str]:
+        rows = [[{"role": m.role, "content": m.content} for m in messages] for messages in batch]
+        if not rows:
+            return []
+        return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=prompt)
+
+    def _render_prompts(self, batch: list[Sequence[Message]]) -> list[str]:
+        return [text.removesuffix(self._excess) for text in self._render(batch, prompt=True)]
+
+    def _rendered(self, conversations: Sequence[Conversation]) -> list[tuple[str, list[tuple[int, int]]] | BadRow]:
+        """Text of each conversation and its trained spans, [start, end) in characters."""
+        answers = [[i for i, m in enumerate(c.messages) if m.role == "assistant"] for c in conversations]
+        try:
+            texts = self._render([c.messages for c in conversations], prompt=False)
+            prompts = iter(self._render_prompts([c.messages[:i] for c, at in zip(conversations, answers) for i in at]))
+        except (TemplateError, TypeError, ValueError):
+            if len(conversations) == 1:
+                return [BadRow("refused by the chat template")]
+            return list(chain.from_iterable(self._rendered([c]) for c in conversations))
+        result: list[tuple[str, list[tuple[int, int]]] | BadRow] = []
+        for conversation, text, at in zip(conversations, texts, answers):
+            starts = [next(prompts) for _ in at]
+            try:
+                result.append((text, self._spans(text, starts, [conversation.messages[i].content for i in at])))
+            except BadRow as bad:
+                result.append(bad)
+        return result
+
+    def _spans(self, text: str, prompts: list[str], contents: list[str]) -> list[tuple[int, int]]:
+        limits = [*(len(p) for p in prompts[1:]), len(text)]
+        spans = []
+        for prompt, content, limit in zip(prompts, contents, limits):
+            if not text.startswith(prompt):
+                raise BadRow(NOT_FOUND)
+            spans.append((len(prompt), self._answer_end(text, content, len(prompt), limit)))
+        return spans
+
+    def _answer_end(self, text: str, content: str, start: int, limit: int) -> int:
+        """Where an answer's end-of-turn token ends. A template may trim an answer, or drop its thoughts."""
+        tail = self._lead + self._marker
+        for form in (content, content.strip(), content.split("</think>")[-1].strip()):
+            wanted = form + tail
+            at = start if text.startswith(wanted, start) else text.find(wanted, start, limit)
+            if form and at >= 0 and not (self._marker and self._marker in text[start:at]):
+                return at + len(wanted)
+        raise BadRow(NOT_FOUND)
+
+    # -- pieces
+
+    def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
+        return [r if isinstance(r, BadRow) else _cut(*r) for r in self._rendered(conversations)]
+
+    def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """Cut like training's text, so that an earlier answer has the same tokens in chat."""
+        text = self._render_prompts([messages])[0]
+        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+        if not answers or self.whole:
+            return [Piece(text, False)]
+        prompts = self._render_prompts([messages[:i] for i in answers])
+        return _cut(text, self._spans(text, prompts, [messages[i].content for i in answers]))
+
+    def try_encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
+        if not self.whole:
+            return super().try_encode_batch(conversations)
+        rendered = self._rendered(conversations)
+        texts = [r[0] for r in rendered if not isinstance(r, BadRow)]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        return [r if isinstance(r, BadRow) else _by_offsets(next(encodings), r[1]) for r in rendered]
+
+    # -- what a probe conversation shows
+
+    def _probe_borders(self) -> None:
+        """Learn what stands between an answer and its end-of-turn token, and what the generation prompt adds."""
+        answer = "Certainly."
+        messages = (Message("user", "Hello"), Message("assistant", answer))
+        try:
+            text = self._render([messages], prompt=False)[0]
+            prompt = self._render([messages[:1]], prompt=True)[0]
+        except (TemplateError, TypeError, ValueError) as error:
+            raise UserError(
+                f"--prompt-type {AUTO}: the tokenizer's chat template can't render a question and its answer ({error})"
+            ) from None
+        common = next((i for i, (a, b) in enumerate(zip(text, prompt)) if a != b), min(len(text), len(prompt)))
+        self._excess = prompt[common:]
+        end = text.rfind(answer) + len(answer)
+        if common > end - len(answer):
+            raise UserError(f"--prompt-type {AUTO}: the tokenizer's chat template doesn't show the assistant's answer")
+        tail = text[end:]
+        specials = [t for t in self._special_tokens() if t in tail]
+        if not specials:
+            warn("the chat template ends an answer without a special token: a model tuned with it can't learn to stop")
+            return
+        self._marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
+        self._lead = tail[: tail.index(self._marker)]
+
+    def _special_tokens(self) -> list[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return [*{t.content for t in added if t.special} | set(self.tokenizer.all_special_tokens)]
+
+    def _parts_equal_whole(self) -> bool:
+        if self._backend is None:
+            return True
+        texts = [r for r in self._rendered(PROBES) if not isinstance(r, BadRow)]
+        return all(
+            self._encode_pieces([_cut(text, spans)])[0].input_ids == self._encode_texts([text])[0]
+            for text, spans in texts
+        )
+
+    def _check_prompts_are_prefixes(self) -> None:
+        for messages in (c.messages for c in PROBES):
+            whole = self._encode_texts(self._render([messages], prompt=False))[0]
+            prompt = self._encode_texts(self._render_prompts([messages[:1]]))[0]
+            if whole[: len(prompt)] != prompt:
+                raise UserError(
+                    f"--prompt-type {AUTO}: with this tokenizer the prompt's tokens change once an answer follows, so "
+                    f"training and chat would differ. Name a template: {', '.join(PROMPT_TYPES)}"
+                )
+
+
+PROBES = [
+    Conversation(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)), 0)
+    for texts in (
+        ("Hello", "Certainly."),
+        ("你好，请回答。", "好的：1+1=2。"),
+        ("What is 2 + 2?", "4\n\nfour", "And 3?", "(three) - 3"),
+    )
+]
+
+
+def _cut(text: str, spans: list[tuple[int, int]]) -> list[Piece]:
+    """Pieces of `text`, the spans trained."""
+    borders = [0, *chain.from_iterable(spans), len(text)]
+    parts = [text[a:b] for a, b in pairwise(borders)]
+    return [Piece(part, i % 2 == 1) for i, part in enumerate(parts) if part]
+
+
+def _by_offsets(encoding: Any, spans: list[tuple[int, int]]) -> Encoded:
+    ids, labels = encoding.ids, [MASKED] * len(encoding.ids)
+    for i, (start, end) in enumerate(encoding.offsets):
+        if any(a <= start and end <= b and start < end for a, b in spans):
+            labels[i] = ids[i]
+    return Encoded(ids, labels)

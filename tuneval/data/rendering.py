@@ -1,0 +1,196 @@
+"""Pieces of text -> token ids and labels: what every template shares, and the named templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from tuneval.data.prompt_types import CONTENT, PromptType, Slots, Special
+from tuneval.data.records import BadRow, Conversation, Message
+from tuneval.errors import UserError
+from tuneval.files import sha256_json
+
+MASKED = -100
+"""Label of a token that isn't trained."""
+AUTO = "auto"
+"""The `--prompt-type` of the tokenizer's own chat template."""
+
+
+class Encoded(NamedTuple):
+    """A sample. Labels are not shifted: labels[i] is input_ids[i] where that token is trained, else -100."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Piece(NamedTuple):
+    """A part of a rendered conversation that is encoded by itself; an int is a token id."""
+
+    text: str | int
+    trained: bool
+
+
+class Template:
+    """What both kinds of template share: pieces of text in, ids and labels out."""
+
+    name: str
+    """The `--prompt-type`."""
+    description: dict[str, Any]
+    """What the fingerprint hashes."""
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end an answer, the end-of-turn token first."""
+    eos_token_id: int
+    """The token `--append-eod` appends."""
+    pad_token_id: int
+
+    def __init__(self, name: str, tokenizer: Any) -> None:
+        self.name, self.tokenizer = name, tokenizer
+        self._backend = tokenizer.backend_tokenizer if getattr(tokenizer, "is_fast", False) else None
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the description, hexadecimal."""
+        return sha256_json(self.description)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Ids and labels of one conversation. Raises BadRow where the template refuses it."""
+        return self.encode_batch([conversation])[0]
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded]:
+        """The same for many, much faster. Raises the first BadRow."""
+        encoded = self.try_encode_batch(conversations)
+        for one in encoded:
+            if isinstance(one, BadRow):
+                raise one
+        return encoded  # type: ignore[return-value]
+
+    def try_encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
+        """The same, with a BadRow in the place of each conversation that the template refuses."""
+        return self._encode_pieces(self._pieces(conversations))
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of an unfinished conversation, up to where the assistant's answer begins.
+
+        What training saw before that answer, token by token.
+        """
+        encoded = self._encode_pieces([self._prompt_pieces(messages)])[0]
+        return encoded.input_ids
+
+    def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
+        raise NotImplementedError
+
+    def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        raise NotImplementedError
+
+    def _encode_pieces(self, batch: list[list[Piece] | BadRow]) -> list[Encoded | BadRow]:
+        texts = {p.text: None for pieces in batch if not isinstance(pieces, BadRow) for p in pieces}
+        wanted = [t for t in texts if isinstance(t, str)]
+        ids_of: dict[str | int, list[int]] = dict(zip(wanted, self._encode_texts(wanted)))
+        ids_of.update({t: [t] for t in texts if isinstance(t, int)})
+        return [p if isinstance(p, BadRow) else _join(p, ids_of) for p in batch]
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        if self._backend is None:
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        encode = getattr(self._backend, "encode_batch_fast", self._backend.encode_batch)
+        return [e.ids for e in encode(texts, add_special_tokens=False)]
+
+    def _token_id(self, token: str | None, why: str) -> int:
+        token_id = None if token is None else self.tokenizer.get_vocab().get(token)
+        if token_id is None:
+            raise UserError(
+                f"--prompt-type {self.name}: {why} {token or ''} isn't in the tokenizer's vocabulary. "
+                f"Choose a template made for this model; {AUTO} takes the tokenizer's own"
+            )
+        return token_id
+
+
+class NamedTemplate(Template):
+    """A template of `PROMPT_TYPES`: each piece encoded by itself and put together, as MindSpeed-LLM does."""
+
+    def __init__(self, name: str, prompt_type: PromptType, tokenizer: Any) -> None:
+        super().__init__(name, tokenizer)
+        self.prompt_type = prompt_type
+        stop_words = prompt_type.stop_words or (tokenizer.eos_token,)
+        self.stop_token_ids = tuple(self._token_id(w, "its end-of-turn token") for w in stop_words)
+        self.eos_token_id = self.stop_token_ids[0]
+        pad = tokenizer.pad_token_id
+        self.pad_token_id = self.eos_token_id if pad is None else pad
+        self.description = {
+            "kind": "named",
+            "name": name,
+            **asdict(prompt_type),
+            "end_of_turn": stop_words[0],
+            "bos_token": tokenizer.bos_token,
+        }
+        self.description = _as_json(self.description)
+
+    def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
+        return [self._conversation_pieces(c.messages) for c in conversations]
+
+    def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        pieces = self._conversation_pieces(messages)
+        thought = self.prompt_type.empty_thought
+        return [*pieces, Piece(thought, False)] if thought else pieces
+
+    def _conversation_pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        kind, pieces = self.prompt_type, []
+        system, turns = _split_system(messages)
+        system = system or kind.default_system
+        for i, message in enumerate(turns):
+            if message.role == "assistant":
+                if kind.empty_thought and "<think>" not in message.content and "</think>" not in message.content:
+                    pieces.append(Piece(kind.empty_thought, False))
+                pieces += self._fill(kind.assistant, message.content, trained=True)
+                continue
+            content = message.content
+            if i:
+                pieces += self._fill(kind.separator, "", trained=False)
+            else:
+                pieces += self._fill(kind.prefix, "", trained=False)
+                if system and kind.system_in_user:
+                    content = "".join(str(s) for s in kind.system).replace(CONTENT, system) + content
+                elif system:
+                    pieces += self._fill(kind.system, system, trained=False)
+            pieces += self._fill(kind.user, content, trained=False)
+        return pieces
+
+    def _fill(self, slots: Slots, content: str, trained: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        for slot in slots:
+            if slot is Special.EOS:
+                pieces.append(Piece(self.eos_token_id, trained))
+            elif slot is Special.BOS:
+                bos = self.tokenizer.bos_token_id
+                pieces += [] if bos is None else [Piece(bos, trained)]
+            else:
+                pieces.append(Piece(slot.replace(CONTENT, content, 1), trained))
+        return pieces
+
+
+def _split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
+    if messages and messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    return "", messages
+
+
+def _join(pieces: list[Piece], ids_of: dict[str | int, list[int]]) -> Encoded:
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for text, trained in pieces:
+        ids = ids_of[text]
+        input_ids += ids
+        labels += ids if trained else [MASKED] * len(ids)
+    return Encoded(input_ids, labels)
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples to lists and enums to their values, so that a description equals itself after a trip through JSON."""
+    if isinstance(value, dict):
+        return {k: _as_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(v) for v in value]
+    return value.value if isinstance(value, Special) else value

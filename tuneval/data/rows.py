@@ -1,0 +1,133 @@
+"""Record files -> rows: json, jsonl, csv and parquet, plain or compressed, streamed where the format allows it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tuneval.errors import UserError
+
+KINDS = (".json", ".jsonl", ".csv", ".parquet")
+COMPRESSED = {".xz": lzma.open, ".gz": gzip.open}
+
+
+class BadRow(Exception):
+    """A row that can't become a sample. `reason` is one of a few fixed texts, so that rows can be counted by it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def input_files(path: str | Path) -> list[Path]:
+    """The record files that `path` names: itself, or those of a folder by name.
+
+    Raises:
+        UserError: nothing there, or nothing of a known kind.
+    """
+    path = Path(path)
+    known = f"known are {', '.join(KINDS)}, also with {' or '.join(COMPRESSED)} added"
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file() and _kind(p) in KINDS and not p.name.startswith("."))
+        if not files:
+            raise UserError(f"--input {path}: no record file in this folder; {known}")
+        return files
+    if not path.exists():
+        raise UserError(f"--input {path}: no such file or folder")
+    if _kind(path) not in KINDS:
+        raise UserError(f"--input {path}: unknown kind of file; {known}")
+    return [path]
+
+
+def read_rows(path: str | Path) -> Iterator[Any]:
+    """Yield the rows of a file, or of a folder's files one after the other: dicts, where the file is well made.
+
+    Everything but a .json array is streamed. A line of a .jsonl file that isn't JSON comes out as a `BadRow`, so that
+    one torn line doesn't stop the rest.
+
+    Raises:
+        UserError: a file that can't be read at all.
+    """
+    for file in input_files(path):
+        try:
+            yield from _READERS[_kind(file)](file)
+        except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+            raise UserError(f"{file}: damaged compressed file ({error})") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 text ({error})") from None
+
+
+def _kind(path: Path) -> str:
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return name.suffix.lower()
+
+
+def _open(path: Path, binary: bool = False) -> IO[Any]:
+    opener = COMPRESSED.get(path.suffix.lower(), open)
+    return opener(path, "rb") if binary else opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def _read_json(path: Path) -> Iterator[Any]:
+    """A top-level array; or one value a line, which many call .json too."""
+    with _open(path) as file:
+        first = file.read(1)
+        while first.isspace():
+            first = file.read(1)
+        file.seek(0)
+        if first != "[":
+            yield from _lines(file)
+            return
+        try:
+            rows = json.load(file)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+    yield from rows
+
+
+def _read_jsonl(path: Path) -> Iterator[Any]:
+    with _open(path) as file:
+        yield from _lines(file)
+
+
+def _lines(file: IO[str]) -> Iterator[Any]:
+    for line in file:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                yield BadRow("not JSON")
+
+
+def _read_csv(path: Path) -> Iterator[Any]:
+    csv.field_size_limit(1 << 30)
+    with _open(path) as file:
+        yield from csv.DictReader(file)
+
+
+def _read_parquet(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+    with _open(path, binary=True) as file:
+        source = io.BytesIO(file.read()) if path.suffix.lower() in COMPRESSED else file
+        try:
+            table = parquet.ParquetFile(source)
+        except ArrowInvalid as error:
+            raise UserError(f"{path}: not a parquet file ({error})") from None
+        for batch in table.iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
