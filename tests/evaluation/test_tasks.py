@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tuneval.errors import UserError
-from tuneval.evaluation.tasks import CATEGORIES, HARD, Subject, built_in_subjects, load_ceval
+from tuneval.evaluation.tasks import CATEGORIES, HARD, Subject, built_in_subjects, categories, load_ceval
 
 HEADER = ["id", "question", "A", "B", "C", "D", "answer"]
 
@@ -95,8 +95,15 @@ def test_built_in_table():
     table = built_in_subjects()
     counts = [sum(s.category == c for s in table.values()) for c in CATEGORIES]
     assert counts == [20, 10, 11, 11] and len(HARD) == 8
-    assert all(table[s].hard and table[s].category == "STEM" for s in HARD)
+    assert all(table[s].category == "STEM" for s in HARD)
     assert table["computer_network"].name_zh == "计算机网络" and table["physician"].name_en == "Physician"
+
+
+def test_hard_overlaps_with_stem():
+    found = categories({"law": "Humanities", "college_physics": "STEM", "computer_network": "STEM", "zoo": "Other"})
+    stem = ["college_physics", "computer_network"]
+    assert found == {"STEM": stem, "Humanities": ["law"], "Other": ["zoo"], "Hard": ["college_physics"]}
+    assert list(found)[-1] == "Hard"
 
 
 def test_unknown_subjects_get_the_nearest_names(exam):

@@ -54,10 +54,6 @@ class Subject:
     category: str
     """One of CATEGORIES."""
 
-    @property
-    def hard(self) -> bool:
-        return self.id in HARD
-
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -133,6 +129,16 @@ def built_in_subjects() -> dict[str, Subject]:
     """C-Eval's 52 subjects. Source: subject_mapping.json of the benchmark's authors (hkust-nlp/ceval)."""
     text = resources.files("tuneval.assets").joinpath("ceval_subject_mapping.json").read_text(encoding="utf-8")
     return _subjects(json.loads(text), "the built-in table")
+
+
+def categories(category_of: dict[str, str]) -> dict[str, list[str]]:
+    """Category -> its subjects, from subject -> category; in the usual order, `Hard` (which overlaps) last.
+
+    Categories without subjects are left out.
+    """
+    groups = {name: [s for s, category in category_of.items() if category == name] for name in CATEGORIES}
+    groups["Hard"] = [s for s in category_of if s in HARD]
+    return {name: subjects for name, subjects in groups.items() if subjects}
 
 
 def _subjects(mapping: object, where: str) -> dict[str, Subject]:

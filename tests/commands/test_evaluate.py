@@ -1,0 +1,323 @@
+"""`tuneval evaluate`: the whole path with a dummy scorer, resuming, comparing, refusing; and once with a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tuneval import cli
+from tuneval.commands.evaluate import evaluate, score_exam
+from tuneval.config.schema import EvaluateConfig
+from tuneval.errors import UserError
+from tuneval.evaluation.score import decide
+from tuneval.evaluation.styles import STYLES
+from tuneval.evaluation.tasks import load_ceval
+from tuneval.report.comparison import compare_results
+from tuneval.report.records import Comparison, EvalResult, Prediction, read_record, read_records
+
+HEADER = ["id", "question", "A", "B", "C", "D", "answer"]
+SUBJECTS = ("college_physics", "law", "accountant")
+MODEL = {"path": "somewhere", "kind": "hf", "weights_sha256": "1"}
+
+
+def write(path: Path, rows: list[list[str]], header: list[str] = HEADER) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+@pytest.fixture
+def exam(tmp_path) -> Path:
+    """Three subjects; choices are animals, and 猫 is always right."""
+    folder = tmp_path / "exam"
+    for number, subject in enumerate(SUBJECTS):
+        for split, count in (("val", 4 + number), ("dev", 5), ("test", 3)):
+            rows = []
+            for i in range(count):
+                animals = ["狗", "鸟", "鱼"]
+                animals.insert((i + number) % 4, "猫")
+                rows.append([str(i), f"问题{i}____", *animals, "ABCD"[(i + number) % 4]])
+            if split == "test":
+                write(folder / f"test/{subject}_test.csv", [r[:-1] for r in rows], HEADER[:-1])
+            else:
+                write(folder / f"{split}/{subject}_{split}.csv", rows)
+    return folder
+
+
+def knows_cats(prompts, targets, scored, wrong: str = "") -> list[list[float]]:
+    """Scores 猫 highest, except where the prompt's question contains `wrong`."""
+    logits = []
+    for text in prompts:
+        asked = text.rsplit("\n\n", 1)[1]
+        found = {line[0]: line[3:] for line in asked.splitlines() if line[1:3] == ". "}
+        sign = -1.0 if wrong and wrong in asked else 1.0
+        logits.append([sign * (found[t] == "猫") + 0.001 * i for i, t in enumerate(targets)])
+        scored(1)
+    return logits
+
+
+def run(exam: Path, output: Path, scorer=knows_cats, identity=MODEL, **changes) -> EvalResult:
+    config = EvaluateConfig(task_data_path=exam, output=output, **changes)
+    read = load_ceval(exam, config.split, (), config.limit, config.shots)
+    return score_exam(read, STYLES["official"], config, identity, scorer, output)
+
+
+def test_the_whole_path(exam, tmp_path, capsys):
+    result = run(exam, tmp_path / "out", lambda *a: knows_cats(*a, wrong="问题0"))
+    assert result == read_record(EvalResult, tmp_path / "out/results.json")
+    assert result.micro["accuracy"] == 12 / 15 and result.micro["n"] == result.questions == 15
+    assert result.macro["accuracy"] == pytest.approx((3 / 4 + 4 / 5 + 5 / 6) / 3)
+    assert list(result.categories) == ["STEM", "Humanities", "Other", "Hard"]
+    assert result.categories["Hard"] == result.categories["STEM"]
+    assert result.subjects["law"]["name_zh"] == "法学" and result.subjects["law"]["correct"] == 4
+    assert result.model == MODEL and result.dtype == "bf16" and result.config["shots"] == 5
+    assert "torch" in result.versions and "Wilson" in result.methods["micro"]
+    rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
+    assert [r.correct for r in rows if r.subject == "accountant"] == [False] + [True] * 5
+    row = rows[1]
+    assert (row.id, row.answer, row.prediction, row.margin) == ("1", "B", "B", pytest.approx(0.998))
+    assert decide(row.scores)[0] == row.prediction and len(row.prompt_sha256) == 64
+    shown = capsys.readouterr().out
+    assert "college_physics" in shown and "all questions (micro)" in shown and "80.0%" in shown
+    assert [p.name for p in (tmp_path / "out").iterdir() if "partial" in p.name] == []
+
+
+def test_a_killed_run_goes_on_by_subject(exam, tmp_path):
+    calls: list[int] = []
+
+    def dies_in_the_third(prompts, targets, scored):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return knows_cats(prompts, targets, scored)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(exam, tmp_path / "out", dies_in_the_third)
+    assert not (tmp_path / "out/results.json").exists() and not (tmp_path / "out/predictions.jsonl").exists()
+    (partial,) = (tmp_path / "out").glob(".predictions-*.partial.jsonl")
+    with open(partial, "a", encoding="utf-8") as file:
+        file.write('{"subject": "accountant", "predic')  # killed while writing
+    calls = []
+    resumed = run(exam, tmp_path / "out", lambda *a: calls.append(len(a[0])) or knows_cats(*a))
+    assert calls == [6]
+    unbroken = run(exam, tmp_path / "unbroken")
+    assert (resumed.micro, resumed.subjects) == (unbroken.micro, unbroken.subjects)
+    a, b = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("out", "unbroken"))
+    assert a == b and not partial.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shots": 4}, {"limit": 2}, {"dtype": "fp32"}, {"batch_tokens": 64}, {"identity": {**MODEL, "kind": "x"}}],
+)
+def test_other_settings_do_not_reuse_an_unfinished_run(exam, tmp_path, change):
+    def dies_in_the_second(prompts, targets, scored):
+        if "会计" in prompts[0]:
+            raise KeyboardInterrupt
+        return knows_cats(prompts, targets, scored)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(exam, tmp_path / "out", dies_in_the_second)
+    calls: list[int] = []
+    run(exam, tmp_path / "out", lambda *a: calls.append(1) or knows_cats(*a), **change)
+    assert len(calls) == 3
+
+
+def test_secret_answers_make_a_submission(exam, tmp_path, capsys):
+    result = run(exam, tmp_path / "out", split="test")
+    assert result.micro == {} and result.questions == 9
+    submission = json.loads((tmp_path / "out/submission.json").read_text(encoding="utf-8"))
+    assert submission["college_physics"] == {"0": "A", "1": "B", "2": "C"} and list(submission) == [
+        "college_physics",
+        "law",
+        "accountant",
+    ]
+    assert not (tmp_path / "out/results.json").exists()
+    assert read_record(EvalResult, tmp_path / "out/record.json").prompt_sha256 == result.prompt_sha256
+    rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
+    assert all(r.correct is None and r.answer is None for r in rows)
+    assert "secret" in capsys.readouterr().out
+    with pytest.raises(UserError, match="secret, so it has no accuracy"):
+        compare_results(tmp_path / "out", tmp_path / "out")
+
+
+def test_comparing_two_results(exam, tmp_path, capsys):
+    run(exam, tmp_path / "before", lambda *a: knows_cats(*a, wrong="问题"), identity={**MODEL, "weights_sha256": "0"})
+    run(exam, tmp_path / "after", lambda *a: knows_cats(*a, wrong="问题5"))
+    status = cli.main(["evaluate", "--compare", str(tmp_path / "before"), str(tmp_path / "after/results.json")])
+    assert status == 0
+    comparison = read_record(Comparison, tmp_path / "after/comparison.json")
+    assert (comparison.n, comparison.a_only, comparison.b_only, comparison.a_accuracy) == (15, 0, 14, 0.0)
+    assert comparison.difference == pytest.approx(14 / 15) and comparison.p_value == pytest.approx(2 / 2**14)
+    assert list(comparison.categories) == ["STEM", "Humanities", "Other", "Hard"]
+    assert comparison.categories["Other"]["b_only"] == 5
+    assert comparison.verdict.startswith("after is better than before: +93.3 points")
+    assert comparison.verdict in capsys.readouterr().out
+    assert (
+        cli.main(
+            [
+                "evaluate",
+                "--compare",
+                str(tmp_path / "after"),
+                str(tmp_path / "before"),
+                "--output",
+                str(tmp_path / "c"),
+            ]
+        )
+        == 0
+    )
+    assert read_record(Comparison, tmp_path / "c/comparison.json").difference == -comparison.difference
+
+
+def test_results_that_cannot_be_compared(exam, tmp_path):
+    run(exam, tmp_path / "a")
+    run(exam, tmp_path / "fewer", limit=4)
+    with pytest.raises(UserError, match=r"3 questions are in .*a only \(such as accountant 4\)"):
+        compare_results(tmp_path / "a", tmp_path / "fewer")
+    run(exam, tmp_path / "shots", shots=2)
+    with pytest.raises(UserError, match=r"shots: 5 in .*, 2 in "):
+        compare_results(tmp_path / "a", tmp_path / "shots")
+    path = exam / "val/law_val.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace("问题3", "题目3"), encoding="utf-8")
+    run(exam, tmp_path / "text")
+    with pytest.raises(UserError, match=r"the prompts of 1 questions differ \(such as law 3\)"):
+        compare_results(tmp_path / "a", tmp_path / "text")
+    with pytest.raises(UserError, match=r"no results.json in it; give the folder"):
+        compare_results(tmp_path / "a", tmp_path / "nothing")
+
+
+BAD_CALLS = {
+    "--compare names 0 results": [],
+    "--compare names 1 results": ["--compare", "a"],
+    "--limit: nothing is scored without --load": ["--compare", "a", "b", "--limit", "3"],
+    "--task mmlu: unknown; known is ceval": ["--load", "m", "--task", "mmlu", "--task-data-path", "x"],
+    "--task-data-path: give the exam's folder or zip": ["--load", "m"],
+    "--limit 0: must be at least 1": ["--load", "m", "--task-data-path", "EXAM", "--limit", "0"],
+    "--style officail: unknown; did you mean official?": [
+        "--load",
+        "m",
+        "--task-data-path",
+        "EXAM",
+        "--style",
+        "officail",
+    ],
+    "--shots 9: style official takes 0 to 5": ["--load", "m", "--task-data-path", "EXAM", "--shots", "9"],
+    "did you mean law?": ["--load", "m", "--task-data-path", "EXAM", "--subjects", "lwa", "--output", "o"],
+    "(m is not a run folder)": ["--load", "m", "--task-data-path", "EXAM"],
+    "m: no such folder": ["--load", "m", "--task-data-path", "EXAM", "--output", "o"],
+}
+
+
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_bad_calls_say_what_to_do(exam, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [str(exam) if word == "EXAM" else word for word in BAD_CALLS[message]]
+    assert cli.main(["evaluate", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_earlier_result_is_checked_before_scoring(exam, tmp_path):
+    run(exam, tmp_path / "earlier", shots=2)
+    config = EvaluateConfig(
+        load=tmp_path / "no-model", task_data_path=exam, output=tmp_path / "o", compare=(tmp_path / "earlier",)
+    )
+    with pytest.raises(UserError, match="its shots is 2, here 5; score with 2"):
+        evaluate(config)
+
+
+@pytest.fixture
+def letter_folder(tmp_path):
+    """A run folder with a tiny model and a byte-level tokenizer of Qwen's kind, as transformers loads it."""
+    from conftest import fill, tiny_model
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    raw.train_from_iterator(["以下是中国关于考试的单项选择题，请选出其中的正确答案。", "猫狗鸟鱼答案：问题"], trainer)
+    model = tiny_model("qwen2", vocab_size=300, max_position_embeddings=4096)
+    fill(model, 0.25)
+    folder = tmp_path / "run"
+    model.save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(folder / "model")
+    (folder / "metrics.jsonl").write_text("")
+    return folder, model, AutoTokenizer.from_pretrained(folder / "model")
+
+
+def test_a_run_folder_end_to_end(exam, letter_folder):
+    """From the command line, into RUN/evaluation; logits equal those of transformers on whole prompts."""
+    from tuneval.evaluation.styles import prompts
+
+    folder, model, tokenizer = letter_folder
+    command = [
+        "evaluate",
+        "--load",
+        str(folder),
+        "--task-data-path",
+        str(exam),
+        "--dtype",
+        "fp32",
+        "--batch-tokens",
+        "700",
+    ]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--shots", "0", "--split", "test"]) == 0
+    assert sorted(p.name for p in (folder / "evaluation").iterdir()) == ["ceval-official", "ceval-official-test-0shot"]
+    rows = read_records(Prediction, folder / "evaluation/ceval-official/predictions.jsonl")
+    read = load_ceval(exam, "val", shots=5)
+    texts = [text for subject in read.subjects for text in prompts(STYLES["official"], read, subject, 5)]
+    assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
+    ids = tokenizer.convert_tokens_to_ids(list("ABCD"))
+    with torch.no_grad():
+        expected = [model(**tokenizer(t, return_tensors="pt")).logits[0, -1, ids] for t in texts]
+    actual = torch.tensor([list(r.scores.values()) for r in rows])
+    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-4, rtol=0)
+    assert [r.prediction for r in rows] == ["ABCD"[int(e.argmax())] for e in expected]
+    earlier = folder / "evaluation/ceval-official"
+    assert cli.main([*command, "--compare", str(earlier), "--output", str(folder / "again")]) == 0
+    assert "no difference" in read_record(Comparison, folder / "again/comparison.json").verdict
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
+    """Six real subjects, fp32: the letters of one-question-at-a-time transformers, exactly; several times faster."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tuneval.evaluation.styles import prompts
+
+    names = ("law", "logic", "art_studies", "high_school_biology", "computer_network", "physician")
+    archive = real_data / "ceval-exam.zip"
+    config = EvaluateConfig(
+        load=real_model,
+        task_data_path=archive,
+        subjects=",".join(names),
+        limit=5,
+        dtype="fp32",
+        output=tmp_path / "out",
+    )
+    result = evaluate(config)
+    rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
+    read = load_ceval(archive, "val", names, 5, shots=5)
+    texts = [text for subject in read.subjects for text in prompts(STYLES["official"], read, subject, 5)]
+    tokenizer = AutoTokenizer.from_pretrained(real_model)
+    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
+    ids = [tokenizer.encode(letter)[0] for letter in "ABCD"]
+    started = time.monotonic()
+    with torch.no_grad():
+        expected = [model(**tokenizer(t, return_tensors="pt"), logits_to_keep=1).logits[0, -1, ids] for t in texts]
+    plain = time.monotonic() - started
+    assert [r.prediction for r in rows] == ["ABCD"[int(e.argmax())] for e in expected]
+    actual = torch.tensor([list(r.scores.values()) for r in rows])
+    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-3, rtol=0)
+    assert result.seconds < plain / 1.5

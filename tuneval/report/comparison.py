@@ -1,0 +1,123 @@
+"""Two evaluation results -> one paired test. Refuses what can't be compared and says what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tuneval import console
+from tuneval.config.schema import EvaluateConfig
+from tuneval.errors import Problems, UserError
+from tuneval.evaluation import stats
+from tuneval.evaluation.tasks import categories
+from tuneval.report.records import Comparison, EvalResult, Prediction, read_record, read_records
+
+SAME = ("task", "style", "shots", "split")
+"""Settings that two results must share; the questions, prompts and answers are compared one by one."""
+
+
+def compare_results(a: Path, b: Path) -> Comparison:
+    """Test the result in folder `b` (after) against that in `a` (before), over all questions and by category.
+
+    Args:
+        a: folder with results.json and predictions.jsonl, or its results.json.
+        b: the same.
+
+    Returns:
+        The comparison; the categories hold the same figures. It is not written.
+
+    Raises:
+        UserError: no result there, or results of different exams, styles, shots, questions, prompts or answers.
+    """
+    a, b = _folder(a), _folder(b)
+    (result_a, rows_a), (result_b, rows_b) = _read(a), _read(b)
+    _check_same(a, result_a, b, result_b)
+    _check_questions(a, rows_a, b, rows_b)
+    if result_a.dtype != result_b.dtype:
+        console.warn(
+            f"{a} was scored in {result_a.dtype}, {b} in {result_b.dtype}; some letters may differ by that alone"
+        )
+    groups = categories({s: facts["category"] for s, facts in result_b.subjects.items()})
+    test, within = stats.compare(_right(rows_a.values()), _right(rows_a.values(), rows_b), groups)
+    names = _names(a, b)
+    return Comparison(
+        a=str(a),
+        b=str(b),
+        **{name: getattr(test, name) for name in _FIGURES},
+        verdict=stats.verdict(test, *names),
+        categories=within,
+    )
+
+
+def check_settings(earlier: Path, config: EvaluateConfig) -> None:
+    """Before anything is scored: whether a result with these settings could be compared with an earlier one."""
+    result, _ = _read(earlier)
+    problems = Problems()
+    for name in SAME:
+        theirs, ours = getattr(result, name), getattr(config, name)
+        problems.check(theirs == ours, f"--compare {earlier}: its {name} is {theirs}, here {ours}; score with {theirs}")
+    problems.raise_if_any()
+
+
+_FIGURES = ("n", "a_accuracy", "b_accuracy", "difference", "low", "high", "a_only", "b_only", "p_value")
+Rows = dict[tuple[str, str], Prediction]
+
+
+def _folder(path: Path) -> Path:
+    return path.parent if path.name == "results.json" else path
+
+
+def _read(path: Path) -> tuple[EvalResult, Rows]:
+    folder = _folder(path)
+    if not (folder / "results.json").is_file():
+        secret = (
+            " (its split's answers are secret, so it has no accuracy)" if (folder / "record.json").is_file() else ""
+        )
+        raise UserError(f"--compare {path}: no results.json in it{secret}; give the folder of an evaluation's result")
+    rows = read_records(Prediction, folder / "predictions.jsonl")
+    return read_record(EvalResult, folder / "results.json"), {(row.subject, str(row.id)): row for row in rows}
+
+
+def _check_same(a: Path, result_a: EvalResult, b: Path, result_b: EvalResult) -> None:
+    problems = Problems()
+    for name in SAME:
+        x, y = getattr(result_a, name), getattr(result_b, name)
+        problems.check(x == y, f"{name}: {x} in {a}, {y} in {b}; score both with the same")
+    problems.raise_if_any()
+
+
+def _check_questions(a: Path, rows_a: Rows, b: Path, rows_b: Rows) -> None:
+    problems = Problems()
+    for here, there, missing in ((a, b, rows_a.keys() - rows_b.keys()), (b, a, rows_b.keys() - rows_a.keys())):
+        if missing:
+            problems.add(f"{len(missing)} questions are in {here} only (such as {_example(missing)}), not in {there}")
+    shared = [key for key in rows_a if key in rows_b]
+    for what in ("answer", "prompt_sha256"):
+        other = [key for key in shared if getattr(rows_a[key], what) != getattr(rows_b[key], what)]
+        name = {"answer": "right answers", "prompt_sha256": "prompts"}[what]
+        problems.check(not other, f"the {name} of {len(other)} questions differ (such as {_example(other)})")
+    if problems.messages:
+        problems.add(
+            f"{a} and {b} did not answer the same questions: score both with the same exam, --subjects, --limit"
+        )
+    problems.raise_if_any()
+
+
+def _example(keys: Iterable[tuple[str, str]]) -> str:
+    return " ".join(min(keys, default=("", "")))
+
+
+def _right(order: Iterable[Prediction], rows: Rows | None = None) -> dict[str, list[bool]]:
+    """Subject -> whether each question is right, in the order given, with the predictions of `rows`."""
+    right: dict[str, list[bool]] = {}
+    for row in order:
+        found = row if rows is None else rows[row.subject, str(row.id)]
+        right.setdefault(row.subject, []).append(bool(found.correct))
+    return right
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Short names for the verdict: the folders' last parts, more of them where those are equal."""
+    left, right = a.absolute().parts, b.absolute().parts
+    depth = next((d for d in range(1, min(len(left), len(right))) if left[-d] != right[-d]), 1)
+    return "/".join(left[-depth:]), "/".join(right[-depth:])
