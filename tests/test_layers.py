@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
 config.schema config.flags
-data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.preprocess data.batches
+data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
 training.schedule training.optim training.loop training.log_line
 checkpoints.hf checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume

@@ -185,7 +185,7 @@ def test_unknown_names_come_with_the_known_ones_nearest_first():
     with pytest.raises(UserError, match=r"--map-keys promt: unknown\. Known are prompt, "):
         make_handler(ALPACA, {"promt": "instruction"}, row)
     with pytest.raises(
-        UserError, match=r"--map-keys prompt: no column instructions in the input\. It has instruction, "
+        UserError, match=r"--map-keys prompt: no column instructions in the input\. It has instr"
     ):
         make_handler(ALPACA, {"prompt": "instructions"}, row)
     with pytest.raises(UserError, match="3 must be the name of a column"):

@@ -71,6 +71,11 @@ class IndexedWriter:
         self._documents.append(len(self._lengths))
 
     @property
+    def sequences(self) -> int:
+        """Sequences written so far."""
+        return len(self._lengths)
+
+    @property
     def sha256(self) -> str:
         """Hash of the .bin written so far."""
         return self._digest.hexdigest()

@@ -119,14 +119,9 @@ class NamedTemplate(Template):
         self.eos_token_id = self.stop_token_ids[0]
         pad = tokenizer.pad_token_id
         self.pad_token_id = self.eos_token_id if pad is None else pad
-        self.description = {
-            "kind": "named",
-            "name": name,
-            **asdict(prompt_type),
-            "end_of_turn": stop_words[0],
-            "bos_token": tokenizer.bos_token,
-        }
-        self.description = _as_json(self.description)
+        uses_bos = Special.BOS in (*prompt_type.prefix, *prompt_type.user)
+        described = {"kind": "named", "name": name, **asdict(prompt_type), "end_of_turn": stop_words[0]}
+        self.description = _as_json({**described, "bos_token": tokenizer.bos_token if uses_bos else None})
 
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
         return [self._conversation_pieces(c.messages) for c in conversations]

@@ -1,0 +1,7 @@
+"""MindSpeed-LLM's name for `tuneval preprocess`."""
+
+import sys
+
+from tuneval.cli import run
+
+sys.exit(run("preprocess", sys.argv[1:]))
