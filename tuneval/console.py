@@ -62,7 +62,8 @@ def progress_bar(label: str, total: int | None = None, every_seconds: float = 15
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as progress:
+    # A piped standard output must not be drawn into the terminal with the bar.
+    with Progress(*columns, console=err, redirect_stdout=sys.stdout.isatty()) as progress:
         yield Bar(progress, progress.add_task(label, total=total), label, total, every_seconds)
 
 

@@ -206,6 +206,13 @@ def test_neat_packed_bins_come_apart_again(tmp_path):
     assert a.micro_batches[0].segments == b.micro_batches[0].segments
 
 
+def test_counts_and_range_of_the_whole_file(tmp_path):
+    samples = [sample(0, 5), (sample(1, 6)[0], np.full(6, -100)), (np.array([9, 159, 4]), np.array([9, 159, 4]))]
+    dataset = write(tmp_path / "data", samples)
+    assert dataset.trained_counts().tolist() == [3, 0, 2]  # nothing predicts the third's first token
+    assert dataset.token_range() == (4, 159)
+
+
 def test_files_that_do_not_belong_together(tmp_path):
     write(tmp_path / "data", [sample(0, 5)])
     with IndexedWriter(f"{tmp_path / 'data'}_packed_labels_document") as writer:

@@ -63,6 +63,22 @@ class SftDataset:
             return IndexedDataset(mask) if Path(f"{mask}.idx").exists() else None
         return IndexedDataset(mask) if self.manifest.get("packed", "no") != "no" else None
 
+    def trained_counts(self) -> np.ndarray:
+        """[N] int64: trainable tokens of each sample before any truncation; its first token is never trained."""
+        counts = np.zeros(len(self), np.int64)
+        for first, lengths, tokens in _blocks(self._labels):
+            trained = tokens != IGNORED
+            starts = np.cumsum(lengths) - lengths
+            filled = lengths > 0
+            trained[starts[filled]] = False
+            counts[first : first + len(lengths)][filled] = np.add.reduceat(trained, starts[filled], dtype=np.int64)
+        return counts
+
+    def token_range(self) -> tuple[int, int]:
+        """Smallest and largest token id in the file; (0, 0) where it is empty."""
+        ends = [(int(tokens.min()), int(tokens.max())) for *_, tokens in _blocks(self._input_ids) if len(tokens)]
+        return min((a for a, _ in ends), default=0), max((b for _, b in ends), default=0)
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -71,6 +87,15 @@ class SftDataset:
         if self._numbers is None:
             return Sample(input_ids, labels, (0, len(input_ids)))
         return _without_padding(input_ids, labels, np.asarray(self._numbers[index]))
+
+
+def _blocks(column: IndexedDataset, size: int = 1 << 16) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """A column in runs of sequences: (number of the first, their lengths, their tokens back to back)."""
+    starts = np.asarray(column.offsets) // column.dtype.itemsize
+    for first in range(0, len(column), size):
+        lengths = np.asarray(column.lengths[first : first + size], np.int64)
+        begin = int(starts[first])
+        yield first, lengths, column.tokens[begin : begin + int(lengths.sum())]
 
 
 def _without_padding(input_ids: np.ndarray, labels: np.ndarray, numbers: np.ndarray) -> Sample:

@@ -1,0 +1,127 @@
+"""`tuneval tune`: plan, load, train, save; the same command continues a run that was cut off."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tuneval import console, runtime
+from tuneval.checkpoints import resume
+from tuneval.commands.tune_output import is_written, output_folder
+from tuneval.commands.tune_plan import Plan, make_plan
+from tuneval.commands.tune_run import TuneRun
+from tuneval.config.flags import Parsed, to_dict
+from tuneval.errors import Problems, UserError
+from tuneval.files import read_jsonl
+from tuneval.report import records
+
+FREE_TO_CHANGE = frozenset(
+    "load save finetune save_interval keep_checkpoints ckpt_format log_interval log_throughput eval_interval "
+    "eval_iters tensorboard_dir micro_batch_tokens recompute_granularity train_iters data_path "
+    "tokenizer_name_or_path".split()
+)
+"""Settings that a continued run may change. Weights and data are held against their hashes instead of their paths;
+`train_iters` may change where `lr_decay_iters` stays."""
+
+_WAYS_OUT = "Give the same as before to continue, another --save, or --finetune to start afresh"
+
+
+def main(parsed: Parsed) -> int:
+    """Tune. Returns 0 when the run is finished; 143 (SIGTERM) or 130 (Ctrl-C) when it saved and left."""
+    plan = make_plan(parsed)
+    folder = Path(plan.config.save.save)
+    if plan.config.save.finetune:
+        _start_afresh(folder)
+    done, earlier = resume.latest_step(folder), _earlier(folder, plan)
+    if earlier is not None and is_written(plan) and _last_step(folder, done) >= plan.train_iters:
+        console.out.print(f"{folder}: finished, the result is {output_folder(plan)}. Nothing to do.", markup=False)
+        return 0
+    resume.remove_partial(folder)
+    runtime.seed_everything(plan.config.log.seed)
+    run = TuneRun(plan)
+    _check_weights(folder, plan, earlier, run.loaded.identity)
+    records.write_record(folder / "config.json", _record(plan, run, earlier))
+    return run.train(done)
+
+
+def _start_afresh(folder: Path) -> None:
+    aside = resume.set_aside(folder)
+    if aside is not None:
+        console.note(f"--finetune: starting afresh; what {folder} held is now in {aside}")
+
+
+def _earlier(folder: Path, plan: Plan) -> records.RunRecord | None:
+    """The record of the run that `--save` holds, once its settings were found equal; None where there is nothing yet.
+
+    Raises:
+        UserError: the settings differ; all are named.
+    """
+    has_state = resume.latest_step(folder) is not None
+    if not (folder / "config.json").is_file():
+        if has_state:
+            raise UserError(f"{folder}: holds checkpoints without config.json. Choose another --save, or --finetune")
+        return None
+    if not has_state and not output_folder(plan).exists():
+        return None
+    earlier = records.read_record(records.RunRecord, folder / "config.json")
+    _check_settings(folder, earlier, plan)
+    if not has_state and _last_step(folder, None) < plan.train_iters:
+        raise UserError(
+            f"{folder}: holds a finished run of {earlier.train_iters} steps and no checkpoint to go on from. "
+            "Choose another --save, or --finetune to start afresh"
+        )
+    return earlier
+
+
+def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan) -> None:
+    problems = Problems()
+    now, manifest = to_dict(plan.config), plan.dataset.manifest or {}
+    for key, before in earlier.config.items():
+        if key not in FREE_TO_CHANGE and key in now and now[key] != before:
+            flag = key.replace("_", "-")
+            problems.add(f"--{flag} {now[key]}: the run in {folder} was started with {before}. {_WAYS_OUT}")
+    if earlier.data.get("data_sha256") != manifest.get("data_sha256"):
+        problems.add(
+            f"--data-path {plan.config.data.data_path}: other data than {folder} was started with. {_WAYS_OUT}"
+        )
+    problems.raise_if_any()
+
+
+def _check_weights(folder: Path, plan: Plan, earlier: records.RunRecord | None, identity: dict[str, Any]) -> None:
+    if earlier is not None and earlier.model.get("weights_sha256") != identity.get("weights_sha256"):
+        raise UserError(f"--load {plan.config.model.load}: other weights than {folder} was started from. {_WAYS_OUT}")
+
+
+def _last_step(folder: Path, done: int | None) -> int:
+    """Steps done: by the newest checkpoint, else (someone removed them) by the last recorded step."""
+    if done is not None:
+        return done
+    metrics = folder / "metrics.jsonl"
+    rows = read_jsonl(metrics) if metrics.is_file() else []
+    return rows[-1]["step"] if rows else 0
+
+
+def _record(plan: Plan, run: TuneRun, earlier: records.RunRecord | None) -> records.RunRecord:
+    manifest = plan.dataset.manifest or {}
+    parameters = list(run.decoder.parameters())
+    return records.RunRecord(
+        command=["tuneval", "tune", *sys.argv[2:]] if sys.argv[1:2] == ["tune"] else list(sys.argv),
+        created=earlier.created if earlier else datetime.now().astimezone().isoformat(timespec="seconds"),
+        config=to_dict(plan.config),
+        versions=runtime.versions(),
+        machine=runtime.machine(),
+        git=runtime.git_commit(),
+        method="lora" if plan.config.lora.enabled else "full",
+        model=run.loaded.identity,
+        data={k: v for k, v in manifest.items() if k not in ("template", "skipped_rows", "config")},
+        template_fingerprint=plan.template.fingerprint if plan.template else None,
+        parameters={
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        },
+        train_samples=plan.train_samples,
+        train_iters=plan.train_iters,
+        baseline_evaluation=earlier.baseline_evaluation if earlier else None,
+    )

@@ -1,0 +1,119 @@
+"""What the flags of `tune` show by themselves: exclusions, ranges, and defaults that depend on model and data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from tuneval.config.schema import TuneConfig
+from tuneval.errors import Problems
+
+
+def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfig:
+    """Fill the defaults that depend on the model and the data.
+
+    Args:
+        config: as given.
+        hf_config: the model's.
+        train_samples: samples of the training split.
+    """
+    batch, optim, data, lora = config.batch, config.optim, config.data, config.lora
+    train_iters = batch.train_iters
+    if train_iters is None:
+        epochs = 1.0 if batch.train_epochs is None else batch.train_epochs
+        train_iters = max(1, math.floor(epochs * train_samples / batch.global_batch_size + 1e-9))
+    limit = getattr(hf_config, "max_position_embeddings", None)
+    seq_length = data.seq_length or limit or 4096
+    if lora.enabled:
+        lora = replace(lora, lora_r=lora.rank, lora_alpha=lora.alpha)
+    return replace(
+        config,
+        batch=replace(batch, train_iters=train_iters, train_epochs=None),
+        optim=replace(
+            optim,
+            lr=optim.lr if optim.lr is not None else 1e-4 if lora.enabled else 1e-5,
+            lr_decay_iters=optim.lr_decay_iters or train_iters,
+        ),
+        data=replace(data, seq_length=seq_length),
+        precision=replace(config.precision, bf16=config.precision.dtype == "bf16"),
+        lora=lora,
+    )
+
+
+def check_flags(config: TuneConfig, problems: Problems) -> None:
+    """Add every problem that shows without model and data."""
+    batch, optim, precision, log = config.batch, config.optim, config.precision, config.log
+    given = [name for name in ("bf16", "fp16", "fp32") if getattr(precision, name)]
+    problems.check(len(given) < 2, f"--{' --'.join(given)}: give one of them")
+    problems.check(
+        batch.train_iters is None or batch.train_epochs is None, "--train-iters and --train-epochs: give one of them"
+    )
+    problems.check(
+        optim.lr_warmup_fraction is None or not optim.lr_warmup_iters,
+        "--lr-warmup-fraction and --lr-warmup-iters: give one of them",
+    )
+    _check_ranges(config, problems)
+    if not config.lora.enabled:
+        for flag in ("lora_alpha", "lora_dropout"):
+            given = getattr(config.lora, flag)
+            problems.check(not given, f"--{flag.replace('_', '-')} {given}: LoRA is off; give --lora-r too")
+    if log.tensorboard_dir is not None:
+        problems.check(
+            find_spec("tensorboard"),
+            f"--tensorboard-dir {log.tensorboard_dir}: tensorboard is not installed. "
+            "Run pip install 'tuneval[tensorboard]', or leave the flag out (RUN/metrics.jsonl holds the same)",
+        )
+
+
+def _check_ranges(config: TuneConfig, problems: Problems) -> None:
+    batch, optim, precision = config.batch, config.optim, config.precision
+    at_least_one = {
+        "global-batch-size": batch.global_batch_size,
+        "micro-batch-size": batch.micro_batch_size,
+        "micro-batch-tokens": batch.micro_batch_tokens,
+        "train-iters": batch.train_iters,
+        "seq-length": config.data.seq_length,
+        "lr-decay-iters": optim.lr_decay_iters,
+        "save-interval": config.save.save_interval,
+        "keep-checkpoints": config.save.keep_checkpoints,
+        "log-interval": config.log.log_interval,
+        "eval-interval": config.log.eval_interval,
+        "lora-r": config.lora.lora_r,
+        "hysteresis": precision.hysteresis,
+        "loss-scale-window": precision.loss_scale_window,
+    }
+    for flag, value in at_least_one.items():
+        problems.check(value is None or value >= 1, f"--{flag} {value}: must be at least 1")
+    not_negative = {
+        "lr": optim.lr,
+        "min-lr": optim.min_lr,
+        "lr-warmup-iters": optim.lr_warmup_iters,
+        "lr-warmup-init": optim.lr_warmup_init,
+        "weight-decay": optim.weight_decay,
+        "clip-grad": optim.clip_grad,
+        "eval-iters": config.log.eval_iters,
+        "seed": config.log.seed,
+    }
+    for flag, value in not_negative.items():
+        problems.check(value is None or 0 <= value < math.inf, f"--{flag} {value}: must be at least 0")
+    above_zero = {
+        "adam-eps": optim.adam_eps,
+        "train-epochs": batch.train_epochs,
+        "lora-alpha": config.lora.lora_alpha,
+        "loss-scale": precision.loss_scale,
+        "initial-loss-scale": precision.initial_loss_scale,
+        "min-loss-scale": precision.min_loss_scale,
+    }
+    for flag, value in above_zero.items():
+        problems.check(value is None or 0 < value < math.inf, f"--{flag} {value}: must be above 0")
+    below_one = {
+        "adam-beta1": optim.adam_beta1,
+        "adam-beta2": optim.adam_beta2,
+        "lora-dropout": config.lora.lora_dropout,
+        "lr-warmup-fraction": optim.lr_warmup_fraction,
+    }
+    for flag, value in below_one.items():
+        problems.check(value is None or 0 <= value < 1, f"--{flag} {value}: must be from 0 to below 1")
+    problems.check(config.log.seed < 2**32, f"--seed {config.log.seed}: must be below 2**32")

@@ -1,0 +1,109 @@
+"""What a run leaves behind at its end: RUN/model, RUN/adapter, RUN/mcore; each whole or absent."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneval import runtime
+from tuneval.checkpoints.convert import to_mcore
+from tuneval.checkpoints.hf import HfSink, copy_companions
+from tuneval.checkpoints.layout import plan_layout
+from tuneval.checkpoints.load import open_source
+from tuneval.commands.tune_plan import Plan
+from tuneval.files import atomic_folder, read_json, write_json
+
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
+
+
+def output_folder(plan: Plan) -> Path:
+    """The main result."""
+    return Path(plan.config.save.save) / ("adapter" if plan.config.lora.enabled else "model")
+
+
+def is_written(plan: Plan) -> bool:
+    """Whether everything that the run ends with is there."""
+    megatron = Path(plan.config.save.save) / "mcore"
+    return output_folder(plan).is_dir() and (plan.config.save.ckpt_format != "torch" or megatron.is_dir())
+
+
+def write_output(plan: Plan, model: torch.nn.Module, lora_settings: Any) -> Path:
+    """Write the tuned model or the adapter.
+
+    Args:
+        plan: of the run.
+        model: transformers model, adapters inside where LoRA is on.
+        lora_settings: `LoraSettings`, None for full tuning.
+
+    Returns:
+        The folder.
+    """
+    if lora_settings is not None:
+        _write_adapter(plan, model, lora_settings)
+    else:
+        _write_model(plan, model)
+    if plan.config.save.ckpt_format == "torch":
+        _write_megatron(plan)
+    return output_folder(plan)
+
+
+def base_model(plan: Plan) -> str:
+    """Path of the model under the adapter, absolute so that the adapter works from anywhere on this machine."""
+    source = plan.source
+    return str((source.folder if source.kind == "hf" else Path(plan.config.model.load)).resolve())
+
+
+def _write_model(plan: Plan, model: torch.nn.Module) -> None:
+    state = model.state_dict()
+    names = [name for name in plan.source.names() if name in state]
+    written = {state[name].data_ptr() for name in names}
+    missing = [name for name, p in model.named_parameters() if p.data_ptr() not in written]
+    assert not missing, f"parameters without a name in the source: {missing}"
+    with HfSink(output_folder(plan)) as sink:
+        _write_companions(plan, sink.folder)
+        config = read_json(sink.folder / "config.json")
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        config[key] = str(runtime.DTYPES[plan.config.precision.dtype]).removeprefix("torch.")
+        write_json(sink.folder / "config.json", config)
+        for name in names:
+            sink.add(name, state[name])
+
+
+def _write_adapter(plan: Plan, model: torch.nn.Module, settings: Any) -> None:
+    from tuneval.model.lora import save_adapter
+
+    with atomic_folder(output_folder(plan)) as folder:
+        save_adapter(model, settings, folder, base_model(plan))
+        _write_companions(plan, folder)
+        (folder / "config.json").unlink(missing_ok=True)  # an adapter's folder is not a model's
+
+
+def _write_companions(plan: Plan, folder: Path) -> None:
+    """Config, tokenizer, and tuneval.json, which carries the template."""
+    copy_companions(plan.source.folder, folder)
+    tokenizer_folder = plan.config.model.tokenizer_name_or_path
+    if tokenizer_folder is not None:
+        for pattern in _TOKENIZER_FILES:
+            for file in Path(tokenizer_folder).glob(pattern):
+                shutil.copyfile(file, folder / file.name)
+    template, manifest = plan.template, plan.dataset.manifest or {}
+    write_json(
+        folder / "tuneval.json",
+        {
+            "prompt_type": template.name if template else None,
+            "template_fingerprint": template.fingerprint if template else None,
+            "template": template.description if template else None,
+            "base_model": base_model(plan),
+            "method": "lora" if plan.config.lora.enabled else "full",
+            "data_sha256": manifest.get("data_sha256"),
+        },
+    )
+
+
+def _write_megatron(plan: Plan) -> None:
+    """RUN/mcore at TP 1, PP 1, from what was just written: any layout loads it."""
+    source = open_source(output_folder(plan))
+    to_mcore(source, Path(plan.config.save.save) / "mcore", plan_layout(source.config, 1, 1, None))

@@ -1,0 +1,214 @@
+"""What `tune` will do, resolved and checked before any weight is read: every problem is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tuneval import console, runtime
+from tuneval.checkpoints.hf import Source, size_of
+from tuneval.checkpoints.load import load_tokenizer, open_source
+from tuneval.commands.tune_flags import check_flags, resolve
+from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.schema import TuneConfig
+from tuneval.data.batches import SftDataset, sample_order, split_borders
+from tuneval.data.template import load_template, template_difference
+from tuneval.errors import Problems, UserError
+from tuneval.files import check_free_space, read_json, sha256_json
+from tuneval.training.schedule import Schedule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run."""
+
+    config: TuneConfig
+    """Resolved: no default that depends on the model or the data is left open."""
+    source: Source
+    tokenizer: Any
+    template: Any
+    """The renderer the data was made with; goes along with the tuned model."""
+    dataset: SftDataset
+    borders: tuple[int, int, int, int]
+    schedule: Schedule
+
+    @property
+    def train_iters(self) -> int:
+        return self.schedule.train_iters
+
+    @property
+    def train_samples(self) -> int:
+        return self.borders[1]
+
+    def order(self, split: int, num_samples: int) -> np.ndarray:
+        """[num_samples] indices into the data set, of the train (0), validation (1) or test (2) split."""
+        first, end = self.borders[split], self.borders[split + 1]
+        order = sample_order(end - first, num_samples, self.config.log.seed, not self.config.data.no_shuffle)
+        return first + order
+
+
+def make_plan(parsed: Parsed) -> Plan:
+    """Resolve and check everything.
+
+    Raises:
+        UserError: every problem found, together.
+    """
+    config, problems = parsed.config, Problems()
+    check_flags(config, problems)
+    source = _attempt(problems, lambda: open_source(config.model.load))
+    dataset = _attempt(problems, lambda: SftDataset(config.data.data_path))
+    borders = None
+    if dataset is not None:
+        borders = _attempt(problems, lambda: split_borders(len(dataset), config.data.split))
+    problems.raise_if_any()
+
+    config = resolve(config, source.config, borders[1])
+    folder = config.model.tokenizer_name_or_path or source.folder
+    tokenizer = _attempt(problems, lambda: load_tokenizer(folder))
+    template = None
+    if tokenizer is not None:
+        _check_tokenizer(config, dataset, tokenizer, problems)
+        template = _check_template(config, source, dataset, tokenizer, problems)
+    _attempt(problems, lambda: check_model_facts(parsed.model_facts, source.config.to_dict()))
+    _check_model(config, source, problems)
+    _check_data(config, source, dataset, borders, problems)
+    schedule = Schedule(config.optim, config.batch.train_iters, config.batch.global_batch_size)
+    schedule.check(problems)
+    _attempt(problems, lambda: _check_disk(config, source))
+    problems.raise_if_any()
+    if template is not None:
+        config = replace(config, model=replace(config.model, prompt_type=template.name))
+    return Plan(config, source, tokenizer, template, dataset, borders, schedule)
+
+
+def _attempt(problems: Problems, action: Callable[[], T]) -> T | None:
+    try:
+        return action()
+    except UserError as error:
+        problems.add(str(error))
+        return None
+
+
+def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None:
+    problems.check(
+        not (config.lora.enabled and source.kind == "adapter"),
+        f"--load {config.model.load}: holds an adapter; a second one on top would fit no model on disk. Merge it first "
+        "with `tuneval export`, or leave --lora-r out for full tuning",
+    )
+    inside = Path(config.model.load).resolve().is_relative_to(Path(config.save.save).resolve())
+    problems.check(not inside, f"--save {config.save.save}: holds --load {config.model.load}; choose another folder")
+    limit = getattr(source.config, "max_position_embeddings", None)
+    problems.check(
+        limit is None or config.data.seq_length <= limit,
+        f"--seq-length {config.data.seq_length}: the model's limit is {limit} positions. Give at most that",
+    )
+    if config.lora.enabled and config.lora.lora_target_modules:
+        from tuneval.model.lora import hf_targets
+
+        _attempt(problems, lambda: hf_targets(config.lora.lora_target_modules, source.config))
+    problems.check(
+        config.optim.min_lr <= config.optim.lr,
+        f"--min-lr {config.optim.min_lr}: must be at most --lr {config.optim.lr}",
+    )
+
+
+def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tokenizer: Any, problems: Problems) -> Any:
+    """The template the data was made with; a problem where it is not the model's or the flag's."""
+    manifest, record = dataset.manifest or {}, _tuned_record(source)
+    flag = config.model.prompt_type
+    name = flag or manifest.get("prompt_type") or record.get("prompt_type") or "auto"
+    if not manifest:
+        console.note(f"{config.data.data_path}_manifest.json: not there, so the data's template can't be checked")
+        if flag is None and not record and not getattr(tokenizer, "chat_template", None):
+            return None
+    template = _attempt(problems, lambda: load_template(name, tokenizer))
+    if template is None:
+        return None
+    if manifest and manifest["template_fingerprint"] != template.fingerprint:
+        differing = template_difference(manifest["template"], template.description)
+        problems.add(
+            f"--prompt-type {name}: the data was made with --prompt-type {manifest['prompt_type']}, and the two "
+            f"templates differ (data's, then this model's): {differing}. Preprocess the data with this model's "
+            "tokenizer and template"
+        )
+    if flag is None and record.get("template_fingerprint", template.fingerprint) != template.fingerprint:
+        differing = template_difference(record.get("template", {}), template.description)
+        problems.add(
+            f"--load {config.model.load}: was tuned with --prompt-type {record['prompt_type']}, the data was made with "
+            f"{name}, and the two differ (model's, then data's): {differing}. Preprocess the data with the model's "
+            f"template, or give --prompt-type {name} to move the model to the data's on purpose"
+        )
+    return template
+
+
+def _check_tokenizer(config: TuneConfig, dataset: SftDataset, tokenizer: Any, problems: Problems) -> None:
+    made_with = (dataset.manifest or {}).get("tokenizer")
+    problems.check(
+        made_with is None or made_with["sha256"] == sha256_json(tokenizer.get_vocab()),
+        f"--data-path {config.data.data_path}: was made with the tokenizer of {(made_with or {}).get('path')}, whose "
+        "vocabulary is not that of this model's tokenizer. Preprocess the data with this model's",
+    )
+
+
+def _tuned_record(source: Source) -> dict[str, Any]:
+    """tuneval.json of an earlier tuning; {} for a model that has none."""
+    for folder in (getattr(source, "adapter", None), source.folder):
+        if folder is not None and (folder / "tuneval.json").is_file():
+            return read_json(folder / "tuneval.json")
+    return {}
+
+
+def _check_data(
+    config: TuneConfig, source: Source, dataset: SftDataset, borders: tuple[int, ...], problems: Problems
+) -> None:
+    train, size = borders[1], config.batch.global_batch_size
+    problems.check(
+        size <= train,
+        f"--global-batch-size {size}: the training split has {train} samples (--split {config.data.split} of "
+        f"{len(dataset)}). Give at most {max(train, 1)}, or more data",
+    )
+    smallest, largest = dataset.token_range()
+    vocabulary = source.config.vocab_size
+    problems.check(
+        smallest >= 0 and largest < vocabulary,
+        f"--data-path {config.data.data_path}: holds token ids from {smallest} to {largest}, the model's vocabulary "
+        f"ends at {vocabulary - 1}: the data was made with another tokenizer. Preprocess it with this model's",
+    )
+    counts = dataset.trained_counts()[:train]
+    problems.check(
+        counts.any(),
+        f"--data-path {config.data.data_path}: none of the {train} training samples has a trainable token, so nothing "
+        "would be learnt. `tuneval inspect` shows what is masked; preprocess with another --handler-name or --map-keys",
+    )
+    if counts.any() and not counts.all():
+        console.note(
+            f"{int((counts == 0).sum())} of {train} training samples have no trainable token and weigh nothing"
+        )
+    over_long = int((dataset.lengths[:train] > config.data.seq_length).sum())
+    if over_long:
+        console.note(
+            f"{over_long} of {train} training samples are longer than {config.data.seq_length} tokens and are cut"
+        )
+
+
+STATE_BYTES = {"fp32": 12, "bf16": 12, "fp16": 14}
+"""Bytes of a checkpoint for each trained parameter: weight, what completes its fp32 master, two moments."""
+
+
+def _check_disk(config: TuneConfig, source: Source) -> None:
+    """Room for the checkpoints that stay, one being written, and the result; an adapter is small beside these."""
+    if config.lora.enabled:
+        return
+    dtype = config.precision.dtype
+    parameters = size_of(source) // max(source.dtype(n).itemsize for n in source.names())
+    copies = config.save.keep_checkpoints + 1
+    results = 2 if config.save.ckpt_format == "torch" else 1
+    needed = parameters * (STATE_BYTES[dtype] * copies + runtime.DTYPES[dtype].itemsize * results)
+    what = f"a run that keeps {config.save.keep_checkpoints} checkpoints (--keep-checkpoints) and writes its model"
+    check_free_space(config.save.save, needed, what)

@@ -1,0 +1,176 @@
+"""One run of `tune`: the model and its optimizer, the steps, and what happens between two of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuneval import console
+from tuneval.checkpoints import resume
+from tuneval.checkpoints.load import load_model
+from tuneval.commands.tune_log import RunLog
+from tuneval.commands.tune_output import write_output
+from tuneval.commands.tune_plan import Plan
+from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
+from tuneval.errors import UserError
+from tuneval.model.decoder import Decoder
+from tuneval.runtime import peak_memory_bytes
+from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
+from tuneval.training.optim import LossScaler, make_optimizer
+
+
+class TuneRun:
+    """Loads the model and makes it ready to train.
+
+    Args:
+        plan: what to do; the random generators must be seeded.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, config = plan, plan.config
+        self.folder = Path(config.save.save)
+        self.progress = Progress()
+        console.note(f"loading {config.model.load} as {config.precision.dtype}")
+        self.loaded = load_model(config.model.load, config.precision.dtype)
+        self.lora_settings = None
+        if config.lora.enabled:
+            from tuneval.model.lora import LoraSettings, add_lora
+
+            lora = config.lora
+            self.lora_settings = LoraSettings(lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules)
+            add_lora(self.loaded.model, self.lora_settings, config.log.seed)
+        self.decoder = Decoder(self.loaded.model, config.precision.recompute_granularity)
+        self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)
+        self.scaler = LossScaler(config.precision)
+        self._validation = self._split_batch(1)
+        self._saved: int | None = None
+
+    def train(self, done: int | None) -> int:
+        """Train from the checkpoint of step `done` (None: from the start) to the end.
+
+        Returns:
+            0 at the end; 128 + the signal's number when one made it save and leave.
+
+        Raises:
+            UserError: a loss or gradient was not finite; the last good state is saved.
+        """
+        if done is not None:
+            self._restore(done)
+        with RunLog(self.plan, done) as log, _stop_requests() as stop:
+            if done is not None:
+                log.say(f" loading checkpoint from {resume.checkpoints_folder(self.folder)} at iteration {done}")
+            else:
+                self._validate(log, "iteration 0")
+            try:
+                for step in self._steps():
+                    self._after(step, log, bool(stop))
+                    if stop and step.step < self.plan.train_iters:
+                        return self._leave(log, stop[0])
+            except NotFinite as error:
+                self._save(log)
+                where = resume.checkpoints_folder(self.folder) / f"step_{self.progress.step:07d}"
+                raise UserError(f"{error} The state after step {self.progress.step} is saved in {where}") from None
+            self._finish(log)
+        return 0
+
+    def _steps(self) -> Iterator[Step]:
+        plan, config = self.plan, self.plan.config
+        order = plan.order(0, plan.train_iters * config.batch.global_batch_size)
+        batches = global_batches(plan.dataset, order, config.batch, config.data.seq_length, self.progress.samples)
+        return train(self.decoder, batches, self.optimizer, plan.schedule, self.scaler, self.progress)
+
+    def _after(self, step: Step, log: RunLog, stopping: bool) -> None:
+        """Log, validate, save, in this order: a checkpoint's records are always complete."""
+        config, last = self.plan.config, step.step == self.plan.train_iters
+        log.step(step)
+        if last:
+            self._validate(log, f"iteration {step.step} on validation set")
+        elif step.step % config.log.eval_interval == 0:
+            self._validate(log, f"iteration {step.step}")
+        if last or stopping or step.step % config.save.save_interval == 0:
+            self._save(log)
+
+    def _validate(self, log: RunLog, where: str) -> None:
+        if self._validation is not None:
+            log.validation(self.progress.step, evaluate(self.decoder, [self._validation]), where)
+
+    def _split_batch(self, split: int) -> GlobalBatch | None:
+        """The samples that validation (1) or test (2) looks at, always the same, as one batch; None: there are none."""
+        config, borders = self.plan.config, self.plan.borders
+        size = min(config.log.eval_iters * config.batch.global_batch_size, borders[split + 1] - borders[split])
+        if not size:
+            return None
+        ids = self.plan.order(split, size).tolist()
+        batch = make_global_batch(self.plan.dataset, ids, config.batch, config.data.seq_length)
+        return batch if batch.trained_tokens else None
+
+    def _state(self) -> dict:
+        return self.optimizer.state()
+
+    def _save(self, log: RunLog) -> None:
+        step = self.progress.step
+        if self._saved == step:
+            return
+        folder = resume.checkpoints_folder(self.folder)
+        log.say(f"saving checkpoint at iteration {step:7d} to {folder}")
+        facts = {
+            "progress": self.progress.to_dict(),
+            "scaler": self.scaler.state(),
+            "adam_step": self.optimizer.step_count,
+        }
+        resume.save_state(self.folder, step, self._state(), facts, self.plan.config.save.keep_checkpoints)
+        log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
+        self._saved = step
+
+    def _restore(self, done: int) -> None:
+        facts = resume.load_state(self.folder, done, self._state())
+        self.progress = Progress.from_dict(facts["progress"])
+        self.scaler.load_state(facts["scaler"])
+        self.optimizer.step_count = facts["adam_step"]
+        self._saved = done
+
+    def _leave(self, log: RunLog, number: int) -> int:
+        log.say(
+            f"{signal.Signals(number).name}: left after step {self.progress.step} of {self.plan.train_iters}, its "
+            "state is saved. The same command continues"
+        )
+        return 128 + number
+
+    def _finish(self, log: RunLog) -> None:
+        test = self._split_batch(2)
+        if test is not None:
+            where = f"iteration {self.progress.step} on test set"
+            log.say_validation(evaluate(self.decoder, [test]), where)
+        result = write_output(self.plan, self.loaded.model, self.lora_settings)
+        notes = [f"{self.progress.step} steps, {self.progress.samples} samples"]
+        if self.progress.untrainable:
+            notes.append(f"{self.progress.untrainable} of them without a trainable token")
+        if self.progress.skipped:
+            notes.append(f"{self.progress.skipped} steps skipped")
+        notes.append(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
+        log.say(f"finished: {result} ({', '.join(notes)})")
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def take(number: int, _: object) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+        console.note(f"{signal.Signals(number).name}: saving after this step (Ctrl-C again stops at once)")
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield received
+        return
+    before = {number: signal.signal(number, take) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
