@@ -56,8 +56,8 @@ class HfSource:
         self._tensors: dict[str, Any] = {}
         for file in _weight_files(self.folder):
             self._tensors.update(_safetensors_index(file) if file.suffix == ".safetensors" else _pickled_index(file))
-        self._names = sorted(self._tensors, key=_reading_order)
         self._config: Any = None
+        self._names = sorted(set(self._tensors) - self._spare(), key=_reading_order)
 
     @property
     def config(self) -> Any:
@@ -81,6 +81,19 @@ class HfSource:
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` along `dim`; only their pages are touched."""
         return self._find(name).read_slice(dim, start, stop)
+
+    def _spare(self) -> set[str]:
+        """Stored tensors that are no weights of the model: rotary buffers, and a second copy of a tied embedding."""
+        spare = {name for name in self._tensors if name.endswith("rotary_emb.inv_freq")}
+        head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+        if {head, embedding} <= set(self._tensors) and self.config.tie_word_embeddings:
+            if not torch.equal(self.read(head), self.read(embedding)):
+                raise UserError(
+                    f"{self.folder}: config.json ties {head} to {embedding}, but they differ. "
+                    'Set "tie_word_embeddings" to false if both are meant.'
+                )
+            spare.add(head)
+        return spare
 
     def _find(self, name: str) -> Any:
         if name not in self._tensors:

@@ -11,15 +11,17 @@ import torch
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
+from tuneval.checkpoints.megatron import TRACKER, MegatronSource
 from tuneval.errors import UserError
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, config_folder: str | Path | None = None) -> Source:
     """The checkpoint at `path`, as a source in Hugging Face's names.
 
     Args:
         path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*),
             a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
+        config_folder: config.json and tokenizer for a Megatron folder that carries none.
 
     Raises:
         UserError: nothing of the kind there; the text lists what was looked for.
@@ -29,7 +31,7 @@ def open_source(path: str | Path) -> Source:
         raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
     for marker, opener in _OPENERS:
         if any(path.glob(marker)):
-            return opener(path)
+            return MegatronSource(path, config_folder) if opener is MegatronSource else opener(path)
     raise UserError(f"{path}: no checkpoint in it. Looked for {', '.join(m for m, _ in _OPENERS)}.")
 
 
@@ -87,6 +89,9 @@ _OPENERS = (
     ("adapter_config.json", open_adapter),
     ("model.safetensors*", HfSource),
     ("pytorch_model.bin*", HfSource),
+    (TRACKER, MegatronSource),
+    ("mp_rank_*", MegatronSource),
+    ("iter_*", MegatronSource),
     ("model/config.json", lambda run: open_source(run / "model")),
     ("adapter/adapter_config.json", lambda run: open_adapter(run / "adapter")),
 )
@@ -135,10 +140,22 @@ def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None
     )
 
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
+
+
 def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a folder; code in it is never run."""
+    """The tokenizer of a folder; code in it is never run.
+
+    Raises:
+        UserError: no tokenizer there (transformers would make an empty one), or one that it can't use.
+    """
     from transformers import AutoTokenizer
 
+    if not any(any(Path(folder).glob(name)) for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"{folder}: no tokenizer. Looked for {', '.join(_TOKENIZER_FILES)}. "
+            "Copy the original model's tokenizer files there."
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

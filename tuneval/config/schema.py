@@ -80,6 +80,8 @@ class ConvertConfig:
     """Layers of each stage, such as 13,11. Default: even."""
     lora_load: Path | None = None
     """Adapter (PEFT folder) to merge into the weights on the way."""
+    hf_cfg_dir: Path | None = None
+    """Folder with config.json and tokenizer of the original model, for a Megatron `--load` that carries none."""
     params_dtype: Literal["bf16", "fp16", "fp32"] | None = None
     """Cast to this type. Default: as stored."""
     max_shard_size_gib: float = 4.0

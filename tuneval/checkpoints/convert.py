@@ -1,0 +1,140 @@
+"""Source -> Hugging Face or Megatron folder, streamed: memory holds one tensor, or one rank file, never the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneval import files
+from tuneval.checkpoints.hf import HfSink, Source, copy_companions, size_of
+from tuneval.checkpoints.layout import Layout
+from tuneval.checkpoints.megatron import MegatronSink
+from tuneval.console import progress_bar
+from tuneval.errors import UserError
+from tuneval.model.weight_map import Row, rows
+
+RECORD = "convert.json"
+"""Written beside the weights: the resolved configuration and what was read."""
+
+
+def to_hf(
+    source: Source,
+    save: Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 4 << 30,
+    record: dict | None = None,
+) -> None:
+    """Write a source as a Hugging Face folder with config and tokenizer.
+
+    Args:
+        source: any checkpoint, of any architecture.
+        save: folder to write.
+        dtype: cast every tensor to it; None keeps each as stored.
+        max_shard_bytes: of one safetensors file.
+        record: goes to convert.json.
+
+    Raises:
+        UserError: the folder is in use, or the disk is too small. Nothing is written then.
+    """
+    check_target(save, source)
+    files.check_free_space(save, _written_bytes(source, dtype), "The Hugging Face folder")
+    names = source.names()
+    with HfSink(save, max_shard_bytes) as sink, progress_bar("tensors", len(names)) as bar:
+        for name in names:
+            sink.add(name, _cast(source.read(name), dtype))
+            bar.advance()
+        _finish(source, sink.folder, dtype, record)
+
+
+def to_mcore(
+    source: Source, save: Path, layout: Layout, dtype: torch.dtype | None = None, record: dict | None = None
+) -> None:
+    """Write a source as Megatron shards with config and tokenizer, one rank file at a time.
+
+    Args:
+        source: any checkpoint of a family that the weight table covers; Megatron of another layout too.
+        save: folder to write.
+        layout: from `plan_layout`.
+        dtype: cast every tensor to it; None keeps each as stored.
+        record: goes to convert.json.
+
+    Raises:
+        UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
+            small. Nothing is written then.
+    """
+    table = rows(source.config)
+    check_complete(source, table)
+    check_target(save, source)
+    files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
+    stored = dtype or source.dtype(source.names()[0])
+    with (
+        MegatronSink(save, source.config, layout, stored) as sink,
+        progress_bar("rank files", layout.tp * layout.pp) as bar,
+    ):
+        for stage in range(layout.pp):
+            for rank in range(layout.tp):
+                bar.describe(f"rank file TP {rank} PP {stage}")
+                sink.write_rank(
+                    stage, rank, _rank_tensors(source, layout.stage_rows(table, stage), layout.tp, rank, dtype)
+                )
+                bar.advance()
+        _finish(source, sink.folder, dtype, record)
+
+
+def _rank_tensors(
+    source: Source, stage_rows: list[tuple[Row, int | None]], tp: int, rank: int, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    return {row.megatron_name(local): _cast(row.fuse(source.read_slice, tp, rank), dtype) for row, local in stage_rows}
+
+
+def check_complete(source: Source, table: list[Row]) -> None:
+    """Every tensor of the source has one place in the table, with the right shape, and the other way round."""
+    shapes = {name: shape for row in table for name, shape in zip(row.hf_names, row.hf_shapes)}
+    names = set(source.names())
+    wrong = [f"missing: {name}" for name in shapes if name not in names]
+    wrong += [f"left over: {name}" for name in source.names() if name not in shapes]
+    wrong += [
+        f"{name}: {list(source.shape(name))}, {list(shape)} by the config"
+        for name, shape in shapes.items()
+        if name in names and tuple(source.shape(name)) != shape
+    ]
+    if wrong:
+        more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise UserError(f"{source.folder}: does not fit its config.json:\n  " + "\n  ".join(wrong[:12]) + more)
+
+
+def check_target(save: Path, source: Source) -> None:
+    """Refuse to replace a folder that is not an earlier result of this command, or the one that is being read."""
+    if not save.exists() or (save.is_dir() and not any(save.iterdir())):
+        return
+    read = {Path(f).resolve() for f in (source.folder, getattr(source, "adapter", None)) if f is not None}
+    if save.resolve() in read or not (save / RECORD).is_file():
+        raise UserError(f"--save {save}: is there already and would be replaced. Choose another folder, or remove it.")
+
+
+def _written_bytes(source: Source, dtype: torch.dtype | None, layout: Layout | None = None) -> int:
+    size = size_of(source)
+    if dtype is not None:
+        size = sum(torch.Size(source.shape(n)).numel() for n in source.names()) * dtype.itemsize
+    if layout is not None and layout.pp > 1 and source.config.tie_word_embeddings:
+        size += torch.Size(source.shape("model.embed_tokens.weight")).numel() * 4
+    return size + (64 << 20)  # config, tokenizer, headers
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
+
+
+def _finish(source: Source, folder: Path, dtype: torch.dtype | None, record: dict[str, Any] | None) -> None:
+    copy_companions(source.folder, folder)
+    adapter = getattr(source, "adapter", None)
+    if adapter is not None and (adapter / "tuneval.json").is_file():  # the tuned template wins over the base's
+        files.write_json(folder / "tuneval.json", files.read_json(adapter / "tuneval.json"))
+    if dtype is not None:
+        config = files.read_json(folder / "config.json")
+        name = str(dtype).removeprefix("torch.")
+        config.update({key: name for key in ("dtype", "torch_dtype") if key in config} or {"torch_dtype": name})
+        files.write_json(folder / "config.json", config)
+    files.write_json(folder / RECORD, record or {})

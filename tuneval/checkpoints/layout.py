@@ -1,0 +1,194 @@
+"""How a Megatron checkpoint is spread over ranks: the grid, the layers of each stage, the `args` that say so."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tuneval.errors import Problems, UserError
+from tuneval.model.weight_map import Row, check_tensor_parallel, head_dim_of, traits_of
+
+TP_FLAG, PP_FLAG = "--target-tensor-parallel-size", "--target-pipeline-parallel-size"
+
+
+@dataclass(frozen=True)
+class Layout:
+    tp: int
+    """Tensor-parallel ranks."""
+    layers: tuple[int, ...]
+    """Layers of each pipeline stage."""
+
+    @property
+    def pp(self) -> int:
+        """Pipeline stages."""
+        return len(self.layers)
+
+    @property
+    def uneven(self) -> bool:
+        return len(set(self.layers)) > 1
+
+    def stage_rows(self, rows: list[Row], stage: int) -> list[tuple[Row, int | None]]:
+        """Rows of one stage with their layer number inside it."""
+        first = sum(self.layers[:stage])
+        inside = range(first, first + self.layers[stage])
+        before = [(r, None) for r in rows if r.place == "embedding" and stage == 0]
+        layers = [(r, r.layer - first) for r in rows if r.layer is not None and r.layer in inside]
+        after = [(r, None) for r in rows if r.place == "head" and stage == self.pp - 1]
+        return [(r, local) for r, local in before + layers + after if not (r.is_copy and self.pp == 1)]
+
+    def __str__(self) -> str:
+        spread = f" (layers {','.join(map(str, self.layers))})" if self.uneven else ""
+        return f"TP {self.tp} x PP {self.pp}{spread}"
+
+
+def plan_layout(hf_config: Any, tp: int, pp: int, num_layer_list: str | None) -> Layout:
+    """The layout that the flags ask for.
+
+    Raises:
+        UserError: every reason why the model can't be cut so, with the values that would work.
+    """
+    problems, layers = Problems(), hf_config.num_hidden_layers
+    traits_of(hf_config)
+    check_tensor_parallel(hf_config, tp, TP_FLAG, problems)
+    stages: tuple[int, ...] = ()
+    if pp < 1 or pp > layers:
+        problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose 1 to {layers}.")
+    elif num_layer_list is not None:
+        stages = _listed_stages(num_layer_list, pp, layers, problems)
+    elif layers % pp:
+        divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
+        problems.add(
+            f"{PP_FLAG} {pp}: {layers} layers, {layers} % {pp} = {layers % pp}. "
+            f"Choose {divisors}, or add --num-layer-list {_example(layers, pp)}."
+        )
+    else:
+        stages = (layers // pp,) * pp
+    problems.raise_if_any()
+    return Layout(tp, stages)
+
+
+def _listed_stages(text: str, pp: int, layers: int, problems: Problems) -> tuple[int, ...]:
+    example = f"For example {_example(layers, pp)}."
+    try:
+        stages = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        problems.add(f"--num-layer-list {text}: must be whole numbers with commas. {example}")
+        return ()
+    problems.check(
+        len(stages) == pp, f"--num-layer-list {text}: {len(stages)} stages, but {PP_FLAG} is {pp}. {example}"
+    )
+    total = sum(stages)
+    problems.check(total == layers, f"--num-layer-list {text}: adds up to {total}, the model has {layers}. {example}")
+    problems.check(min(stages) > 0, f"--num-layer-list {text}: every stage needs a layer. {example}")
+    return stages
+
+
+def _example(layers: int, pp: int) -> str:
+    each, more = divmod(layers, pp)
+    return ",".join(str(each + (stage < more)) for stage in range(pp))
+
+
+def rank_name(tp_rank: int, stage: int, pp: int) -> str:
+    """Folder of one rank file; the stage is written only where there are several."""
+    return f"mp_rank_{tp_rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+
+
+def make_args(hf_config: Any, layout: Layout, dtype: torch.dtype) -> argparse.Namespace:
+    """The `args` of a rank file: plain values under the names that Megatron's trainer and both converters read."""
+    traits, heads = traits_of(hf_config), hf_config.num_attention_heads
+    values = {k: v for k, v in hf_config.to_dict().items() if _is_plain(v)}
+    values.update(
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=heads,
+        num_query_groups=hf_config.num_key_value_heads,
+        num_key_value_heads=hf_config.num_key_value_heads,  # newer converters read this name alone
+        group_query_attention=hf_config.num_key_value_heads != heads,
+        kv_channels=head_dim_of(hf_config),
+        max_position_embeddings=hf_config.max_position_embeddings,
+        seq_length=hf_config.max_position_embeddings,
+        position_embedding_type="rope",
+        use_rotary_position_embeddings=True,
+        add_position_embedding=True,
+        rotary_percent=1.0,
+        rotary_interleaved=False,
+        rotary_base=rope_theta_of(hf_config),
+        add_bias_linear=bool(traits & {"proj_bias", "mlp_bias"}),
+        add_qkv_bias="qkv_bias" in traits,
+        qk_layernorm="qk_norm" in traits,
+        swiglu=True,
+        normalization="RMSNorm",
+        norm_epsilon=hf_config.rms_norm_eps,
+        untie_embeddings_and_output_weights="untied" in traits,
+        tokenizer_type="PretrainedFromHF",
+        padded_vocab_size=hf_config.vocab_size,
+        make_vocab_size_divisible_by=1,
+        use_mcore_models=True,
+        transformer_impl="local",
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        num_layer_list=",".join(map(str, layout.layers)) if layout.uneven else None,
+        virtual_pipeline_model_parallel_size=None,
+        num_layers_per_virtual_pipeline_stage=None,
+        noop_layers=None,
+        expert_model_parallel_size=1,
+        context_parallel_size=1,
+        sequence_parallel=False,
+        num_experts=None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        params_dtype={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32"),
+        iteration=1,
+        consumed_train_samples=0,
+        consumed_valid_samples=0,
+    )
+    return argparse.Namespace(**values)
+
+
+def rope_theta_of(hf_config: Any) -> float:
+    parameters = getattr(hf_config, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta") or getattr(hf_config, "rope_theta", 10000.0))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or type(value) in (int, float, str, bool)
+
+
+def check_args(args: Any, hf_config: Any, tp: int, where: str) -> None:
+    """Raise one UserError for every fact in a file's `args` that the config, or the folder's own grid, contradicts."""
+    found = vars(args) if isinstance(args, argparse.Namespace) else {}
+    expected = {
+        "num_layers": hf_config.num_hidden_layers + _noop_count(found),
+        "hidden_size": hf_config.hidden_size,
+        "ffn_hidden_size": hf_config.intermediate_size,
+        "num_attention_heads": hf_config.num_attention_heads,
+        "kv_channels": head_dim_of(hf_config),
+        "num_key_value_heads": hf_config.num_key_value_heads,
+        "tensor_model_parallel_size": tp,
+    }
+    if found.get("group_query_attention"):  # a trainer without it leaves 1 in num_query_groups
+        expected["num_query_groups"] = hf_config.num_key_value_heads
+    problems = Problems()
+    for name, value in expected.items():
+        stated = found.get(name)
+        problems.check(
+            stated is None or stated == value,
+            f"{where}: its args say {name} = {stated}, config.json and the folder say {value}. "
+            "Is this the right config.json?",
+        )
+    if (found.get("expert_model_parallel_size") or 1) > 1 or found.get("num_experts"):
+        raise UserError(f"{where}: a mixture of experts; dense models can be read so far")
+    problems.raise_if_any()
+
+
+def _noop_count(found: dict[str, Any]) -> int:
+    noop = found.get("noop_layers")
+    if not noop:
+        return 0
+    return len(noop.split(",")) if isinstance(noop, str) else len(noop) if isinstance(noop, list | tuple | set) else 0

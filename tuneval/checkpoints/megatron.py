@@ -1,0 +1,264 @@
+"""Megatron-LM / MindSpeed-LLM checkpoints: iter_*/mp_rank_*/model_optim_rng.pt, any TP x PP x VPP grid."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuneval import files
+from tuneval.checkpoints.hf import read_config
+from tuneval.checkpoints.layout import Layout, check_args, make_args, rank_name
+from tuneval.checkpoints.pickled import StoredTensor, safe_load
+from tuneval.errors import UserError
+from tuneval.model.weight_map import Row, rows
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RANK_FILE = "model_optim_rng.pt"
+EMBEDDING = "embedding.word_embeddings.weight"
+
+Chunk = list[dict[str, StoredTensor]]
+"""One pipeline stage (or virtual stage): for each TP rank its tensors by local Megatron name."""
+
+
+class MegatronSource:
+    """A Megatron checkpoint of any layout, seen as Hugging Face's tensors.
+
+    Args:
+        folder: the one with the tracker file, or one iter_* folder.
+        config_folder: holds config.json and the tokenizer. Default: `folder`, or the folder of the tracker.
+
+    Raises:
+        UserError: a missing rank file, a tensor missing, unknown or of a wrong shape, or no config.json.
+    """
+
+    kind = "mcore"
+
+    def __init__(self, folder: str | Path, config_folder: str | Path | None = None) -> None:
+        self.iteration_folder = find_iteration(Path(folder))
+        self.folder = Path(config_folder) if config_folder else _config_folder(Path(folder), self.iteration_folder)
+        grid = _rank_grid(self.iteration_folder)
+        self.tp = len(grid[0])
+        loaded = [[safe_load(file) for file in stage] for stage in grid]
+        self.config = read_config(self.folder)
+        check_args(loaded[0][0].get("args"), self.config, self.tp, str(grid[0][0]))
+        chunks = _chunks(loaded, self.iteration_folder)
+        self._vocabulary = sum(rank[EMBEDDING].shape[0] for rank in chunks[0] if EMBEDDING in rank)
+        self._found = _assign(chunks, rows(self.config, self._vocabulary), self.tp, self.iteration_folder)
+        self._check_vocabulary()
+        self._rows = {name: (row, i) for row in self._found if not row.is_copy for i, name in enumerate(row.hf_names)}
+        self._copy_checked = False
+
+    def names(self) -> list[str]:
+        """Tensors in the order of the forward pass."""
+        return list(self._rows)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        row, which = self._rows[name]
+        shape = row.hf_shapes[which]
+        if row.name in (EMBEDDING, "output_layer.weight"):  # rows that a trainer padded are no part of the model
+            return (self.config.vocab_size, *shape[1:])
+        return shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._found[self._rows[name][0]][0].dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        row, _ = self._rows[name]
+        if row.tp_dim is None:
+            self._check_replicas(row)
+        return self.read_slice(name, row.tp_dim or 0, 0, self.shape(name)[row.tp_dim or 0])
+
+    def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        row, which = self._rows[name]
+        if row.name == EMBEDDING and not self._copy_checked:
+            self._check_copy(row)
+        if dim != (row.tp_dim or 0):
+            return self.read(name).narrow(dim, start, stop - start)
+        stored = self._found[row]
+        return row.split(lambda rank, d, low, high: stored[rank].read_slice(d, low, high), self.tp, which, start, stop)
+
+    def _check_vocabulary(self) -> None:
+        if self._vocabulary < self.config.vocab_size:
+            raise UserError(
+                f"{self.iteration_folder}: the embedding has {self._vocabulary} rows, config.json's vocab_size is "
+                f"{self.config.vocab_size}. Is this the right config.json?"
+            )
+
+    def _check_replicas(self, row: Row) -> None:
+        first, *others = (stored.read() for stored in self._found[row])
+        for rank, other in enumerate(others, 1):
+            if not torch.equal(first, other):
+                raise UserError(f"{self.iteration_folder}: rank {rank} holds another {row.hf_names[0]} than rank 0")
+
+    def _check_copy(self, embedding: Row) -> None:
+        """The last stage's copy of a tied embedding must be one: it is used by being compared."""
+        self._copy_checked = True
+        for row in self._found:
+            for rank in range(self.tp) if row.is_copy else ():
+                if not torch.equal(self._found[row][rank].read(), self._found[embedding][rank].read()):
+                    raise UserError(
+                        f"{self.iteration_folder}: config.json ties output_layer.weight to the embedding, but on rank "
+                        f"{rank} they differ. Is tie_word_embeddings right?"
+                    )
+
+
+class MegatronSink:
+    """Writes a Megatron folder, one rank file at a time; the folder appears, whole, when the block ends well."""
+
+    def __init__(self, folder: str | Path, hf_config: Any, layout: Layout, dtype: torch.dtype) -> None:
+        self._target, self._layout = Path(folder), layout
+        self._args = make_args(hf_config, layout, dtype)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> MegatronSink:
+        self.folder = self._stack.enter_context(files.atomic_folder(self._target))
+        (self.folder / TRACKER).write_text("1")  # the folder is not public yet: the order does not matter
+        return self
+
+    def write_rank(self, stage: int, tp_rank: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Write one rank file. Tensors must be contiguous and own their memory, or their whole storage is written."""
+        for name, tensor in tensors.items():
+            own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.dtype.itemsize
+            assert tensor.is_contiguous() and own, f"{name} is a view"
+        target = self.folder / "iter_0000001" / rank_name(tp_rank, stage, self._layout.pp)
+        target.mkdir(parents=True)
+        state = {"args": self._args, "checkpoint_version": 3.0, "iteration": 1, "model": tensors}
+        torch.save(state, target / RANK_FILE)
+
+    def __exit__(self, *failure: Any) -> None:
+        self._stack.__exit__(*failure)
+
+
+def find_iteration(folder: Path) -> Path:
+    """The folder with the mp_rank_* folders: the one given, the one its tracker names, or its only iter_*."""
+    if any(folder.glob("mp_rank_*")):
+        return folder
+    tracker = folder / TRACKER
+    if tracker.is_file():
+        word = tracker.read_text().strip()
+        named = folder / (word if word == "release" else f"iter_{int(word):07d}" if word.isdigit() else word)
+        if not named.is_dir():
+            raise UserError(f"{tracker}: says {word}, but {named.name} is not there")
+        return named
+    found = sorted(p for p in folder.glob("iter_*") if p.is_dir())
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(p.name for p in found)
+        raise UserError(f"{folder}: no {TRACKER}, and several checkpoints: {names}. Give one of these folders.")
+    raise UserError(f"{folder}: no Megatron checkpoint. Looked for {TRACKER}, iter_* and mp_rank_*.")
+
+
+def _config_folder(folder: Path, iteration_folder: Path) -> Path:
+    for candidate in (folder, iteration_folder, iteration_folder.parent):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{folder}: no config.json beside the Megatron shards. Copy the original Hugging Face model's config.json and "
+        "tokenizer files there, or convert with --hf-cfg-dir DIR."
+    )
+
+
+_RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3}))?$")
+
+
+def _rank_grid(folder: Path) -> list[list[Path]]:
+    """Rank files by [stage][tp rank]; none may be missing."""
+    ranks = {}
+    for path in sorted(folder.glob("mp_rank_*")):
+        match = _RANK.match(path.name)
+        if match is None:
+            raise UserError(f"{path}: expert-parallel ranks; dense models (mp_rank_TT or mp_rank_TT_PPP) can be read")
+        ranks[int(match[2] or 0), int(match[1])] = path / RANK_FILE
+    if not ranks:
+        raise UserError(f"{folder}: no mp_rank_* folder in it")
+    pp, tp = (max(axis) + 1 for axis in zip(*ranks))
+    staged = any("_" in path.parent.name.removeprefix("mp_rank_") for path in ranks.values())
+    wanted = {(p, t): folder / rank_name(t, p, 2 if staged else 1) / RANK_FILE for p in range(pp) for t in range(tp)}
+    missing = [str(file.relative_to(folder)) for file in wanted.values() if not file.is_file()]
+    if missing:
+        raise UserError(f"{folder}: TP {tp} x PP {pp} by its folders, but not there: {', '.join(missing)}")
+    return [[wanted[p, t] for t in range(tp)] for p in range(pp)]
+
+
+def _chunks(loaded: list[list[dict]], where: Path) -> list[Chunk]:
+    """Pieces of the model in the order of its layers: virtual stage by virtual stage, each over all pipeline stages."""
+    keys = sorted((k for k in loaded[0][0] if re.fullmatch(r"model\d*", k)), key=lambda k: int(k[5:] or 0))
+    if not keys:
+        raise UserError(f"{where}: no `model` in {RANK_FILE}; it holds {', '.join(map(str, loaded[0][0]))}")
+    return [[_tensors(rank[key], where) for rank in stage] for key in keys for stage in loaded]
+
+
+def _tensors(state: dict, where: Path) -> dict[str, StoredTensor]:
+    """Weights of one rank by plain name. `_extra_state` (None, or a blob of transformer_engine) is no weight."""
+    if any("lora_" in name for name in state):
+        raise UserError(
+            f"{where}: holds LoRA tensors of Megatron, which can't be merged yet. Merge them where it was made."
+        )
+    kept = {n: t for n, t in state.items() if not n.endswith("_extra_state")}
+    return {n.removeprefix("module.").replace(".base_layer.", "."): t for n, t in kept.items()}
+
+
+def _assign(chunks: list[Chunk], table: list[Row], tp: int, where: Path) -> dict[Row, list[StoredTensor]]:
+    """Give every row its tensor on each TP rank, and every tensor its row; anything left on either side is an error."""
+    found: dict[Row, list[StoredTensor]] = {}
+    unused = {(c, r, name) for c, chunk in enumerate(chunks) for r, rank in enumerate(chunk) for name in rank}
+    places, layers = _places(chunks)
+    wrong: list[str] = []
+    for row in table:
+        chunk, local = (
+            places.get(row.layer, (None, None))
+            if row.place == "layer"
+            else (0 if row.place == "embedding" else len(chunks) - 1, None)
+        )
+        stored = [] if chunk is None else _take(chunks[chunk], row, local, chunk, unused)
+        if len(stored) == tp:
+            found[row] = stored
+            wrong += _wrong_shapes(row, stored, tp)
+        elif not row.is_copy:
+            wrong.append(f"missing: {row.name}" + (f" of layer {row.layer}" if row.layer is not None else ""))
+    wrong += [f"left over: {name} (stage {c}, rank {r})" for c, r, name in sorted(unused)]
+    if wrong:
+        more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise UserError(
+            f"{where}: does not fit its config.json ({layers} layers found):\n  " + "\n  ".join(wrong[:12]) + more
+        )
+    return found
+
+
+def _places(chunks: list[Chunk]) -> tuple[dict[int, tuple[int, int]], int]:
+    """Global layer -> (chunk, local number). Numbers without tensors (noop layers) are passed over."""
+    places: dict[int, tuple[int, int]] = {}
+    for number, chunk in enumerate(chunks):
+        matches = (re.match(r"decoder\.layers\.(\d+)\.", name) for name in chunk[0])
+        for local in sorted({int(m[1]) for m in matches if m}):
+            places[len(places)] = (number, local)
+    return places, len(places)
+
+
+def _take(chunk: Chunk, row: Row, local: int | None, number: int, unused: set) -> list[StoredTensor]:
+    """A row's tensor from every rank that has it, under Megatron's own name or transformer_engine's."""
+    names = [row.megatron_name(local)] + ([row.megatron_name(local, alias=True)] if row.alias else [])
+    taken = []
+    for r, rank in enumerate(chunk):
+        name = next((n for n in names if isinstance(rank.get(n), StoredTensor)), None)
+        if name is not None:
+            taken.append(rank[name])
+            unused.discard((number, r, name))
+    return taken
+
+
+def _wrong_shapes(row: Row, stored: list[StoredTensor], tp: int) -> list[str]:
+    of_layer = f" of layer {row.layer}" if row.layer is not None else ""
+    if row.tp_dim is not None and sum(shape[row.tp_dim] for shape in row.hf_shapes) % tp:
+        return [f"{row.name}{of_layer}: {tp} ranks can't share {row.hf_shapes}"]
+    expected = row.rank_shape(tp)
+    return [
+        f"{row.name}{of_layer}: {list(tensor.shape)} on rank {rank}, {list(expected)} by the config"
+        for rank, tensor in enumerate(stored)
+        if tensor.shape != expected
+    ]
