@@ -1,0 +1,109 @@
+"""Segment attention against transformers' eager attention, one sample at a time."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from conftest import HEAD_DIM, HEADS, KV_HEADS
+from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from tuneval.model.attention import segment_attention
+
+SEGMENTS = (0, 5, 6, 15, 23)
+
+
+class Layer(torch.nn.Module):
+    num_key_value_groups = HEADS // KV_HEADS
+
+
+def heads(length: int = 23) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(1, HEADS, length, HEAD_DIM), (1, KV_HEADS, length, HEAD_DIM), (1, KV_HEADS, length, HEAD_DIM)]
+    return tuple(torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
+
+
+def by_definition(q, k, v, segments, prefix_length=0, window=None) -> torch.Tensor:
+    """softmax(q k / sqrt(d)) v with an explicit [T, T] mask built pair by pair."""
+    number, position = [], []
+    for index, (start, end) in enumerate(itertools.pairwise(segments)):
+        number += [index] * (end - start)
+        position += [(prefix_length if index else 0) + i for i in range(end - start)]
+    allowed = torch.zeros(len(number), len(number), dtype=torch.bool)
+    for i in range(len(number)):
+        for j in range(len(number)):
+            same = number[i] == number[j] or (prefix_length > 0 and number[j] == 0)
+            distance = position[i] - position[j]
+            allowed[i, j] = same and distance >= 0 and (window is None or distance < window) and j <= i
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3) / HEAD_DIM**0.5).masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def check(q, k, v, segments, expected_segments=None, **settings) -> None:
+    window, prefix_length = settings.get("window"), settings.get("prefix_length", 0)
+    actual, weights = segment_attention(
+        Layer(), q, k, v, None, sliding_window=window, segments=segments, prefix_length=prefix_length
+    )
+    expected = by_definition(q, k, v, expected_segments or segments, **settings)
+    assert weights is None and actual.shape == (1, q.shape[2], HEADS, HEAD_DIM)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    direction = torch.linspace(-1, 1, actual.numel()).view_as(actual)
+    for a, b in zip(
+        torch.autograd.grad(actual, (q, k, v), direction), torch.autograd.grad(expected, (q, k, v), direction)
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_segments_are_separate(window):
+    check(*heads(), SEGMENTS, window=window)
+    check(*heads(), (0, 23), window=window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_prefix_is_shared(window):
+    check(*heads(), SEGMENTS, prefix_length=5, window=window)
+
+
+def test_wrong_bounds_are_noticed():
+    with pytest.raises(AssertionError):
+        check(*heads(), SEGMENTS, expected_segments=(0, 5, 7, 15, 23))
+    with pytest.raises(AssertionError):
+        check(*heads(), (0, 5, 7, 15, 23), expected_segments=SEGMENTS, prefix_length=5)
+
+
+def test_without_segments_it_is_sdpa_with_a_cache():
+    """A prompt, then one token at a time over a key/value cache, equals one pass over everything."""
+    from conftest import tiny_model
+
+    plain, ours = tiny_model(), tiny_model(attn_implementation="tuneval")
+    assert ours.config._attn_implementation == "tuneval"
+    input_ids = torch.arange(20)[None] * 7 % 160
+    cache = DynamicCache(config=ours.config)
+    with torch.no_grad():
+        parts = [ours(input_ids[:, :12], past_key_values=cache).logits]
+        parts += [ours(input_ids[:, i : i + 1], past_key_values=cache).logits for i in range(12, 20)]
+        torch.testing.assert_close(torch.cat(parts, 1), plain(input_ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_on_the_left_changes_nothing():
+    from conftest import tiny_model
+
+    ours = tiny_model(attn_implementation="tuneval")
+    input_ids = torch.arange(9)[None] * 7 % 160
+    padded = torch.cat((torch.ones(1, 4, dtype=torch.long), input_ids), 1)
+    mask = (torch.arange(13) >= 4).long()[None]
+    with torch.no_grad():
+        alone = ours(input_ids).logits
+        beside = ours(padded, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp_min(0)).logits
+    torch.testing.assert_close(beside[:, 4:], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_what_it_does_not_compute_is_refused():
+    from conftest import tiny_config
+
+    with pytest.raises(ValueError, match="LlamaAttention uses capped attention scores"):
+        segment_attention(LlamaAttention(tiny_config("llama"), 0), *heads(), None, segments=(0, 23), softcap=30.0)

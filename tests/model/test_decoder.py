@@ -1,0 +1,161 @@
+"""The decoder against transformers' own forward, sample by sample."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import fill, tiny_model
+from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
+
+from tuneval.errors import UserError
+from tuneval.model.build import build_model
+from tuneval.model.decoder import Decoder
+
+KINDS = {
+    "qwen2": ("qwen2", {}),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 windows in half the layers": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "qwen3": ("qwen3", {}),
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {}),
+    "mistral window": ("mistral", {"sliding_window": 7}),
+}
+IDS = torch.arange(40)[None] * 7 % 160
+SEGMENTS = (0, 11, 30, 40)
+
+
+def built(model, **settings) -> Decoder:
+    return Decoder(build_model(model.config, model.state_dict().__getitem__, torch.float32), **settings)
+
+
+def restarting(segments, offset: int = 0) -> torch.Tensor:
+    first, *rest = [torch.arange(end - start) for start, end in pairwise(segments)]
+    return torch.cat([first, *(r + offset for r in rest)])[None]
+
+
+def alone(model, segments) -> torch.Tensor:
+    return torch.cat([model.model(IDS[:, a:b]).last_hidden_state for a, b in pairwise(segments)], 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_one_sample_equals_transformers(kind):
+    family, changes = KINDS[kind]
+    model = tiny_model(family, **changes)
+    hidden = built(model)(IDS, torch.arange(40)[None])
+    torch.testing.assert_close(hidden, model.model(IDS).last_hidden_state, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_packed_equals_samples_alone(kind):
+    family, changes = KINDS[kind]
+    model = tiny_model(family, **changes)
+    decoder = built(model)
+    hidden = decoder(IDS, restarting(SEGMENTS), SEGMENTS)
+    torch.testing.assert_close(hidden, alone(model, SEGMENTS), rtol=0, atol=1e-5)
+    for wrong in ((0, 40), (0, 12, 30, 40), (0, 11, 29, 40)):
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(
+                decoder(IDS, restarting(SEGMENTS), wrong), alone(model, SEGMENTS), rtol=0, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_shared_prefix_equals_repeated_prefix(kind):
+    family, changes = KINDS[kind]
+    model = tiny_model(family, **changes)
+    hidden = built(model)(IDS, restarting(SEGMENTS, offset=11), SEGMENTS, prefix_length=11)
+    prefix, *questions = IDS.split([11, 19, 10], 1)
+    expected = [model.model(prefix).last_hidden_state]
+    expected += [model.model(torch.cat((prefix, q), 1)).last_hidden_state[:, 11:] for q in questions]
+    torch.testing.assert_close(hidden, torch.cat(expected, 1), rtol=0, atol=1e-5)
+
+
+def test_wrong_positions_are_noticed():
+    model = tiny_model()
+    shifted = restarting(SEGMENTS)
+    shifted[:, 20:30] += 3
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(built(model)(IDS, shifted, SEGMENTS), alone(model, SEGMENTS), rtol=0, atol=1e-5)
+
+
+def gradients(recompute) -> dict[str, torch.Tensor]:
+    decoder = built(tiny_model(), recompute=recompute).train()
+    hidden = decoder(IDS, restarting(SEGMENTS), SEGMENTS)
+    (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+    return {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recompute_gives_the_same_gradients(recompute):
+    plain, again = gradients(None), gradients(recompute)
+    assert plain.keys() == again.keys() and len(plain) > 40
+    for name in plain:
+        assert torch.equal(plain[name], again[name]), name
+
+
+def test_recompute_keeps_less():
+    """Bytes that the backward pass holds: `full` < `selective` < none."""
+
+    def kept(recompute) -> int:
+        decoder, size = built(tiny_model(), recompute=recompute).train(), 0
+        weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+
+        def pack(tensor):
+            nonlocal size
+            size += tensor.nbytes if tensor.untyped_storage().data_ptr() not in weights else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            decoder(IDS, restarting(SEGMENTS), SEGMENTS)
+        return size
+
+    assert kept("full") < kept("selective") < kept(None)
+
+
+def test_parameters_keep_their_names():
+    model = tiny_model("qwen2", tie_word_embeddings=True)
+    assert set(dict(built(model).named_parameters())) == set(dict(model.named_parameters()))
+
+
+def test_head_weight_is_the_tied_embedding():
+    decoder = built(tiny_model("qwen2", tie_word_embeddings=True))
+    assert decoder.head_weight is decoder.model.embed_tokens.weight
+
+
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+
+
+def test_an_architecture_with_scales_between_its_parts_is_refused():
+    """Granite multiplies embeddings and logits: layers in a row give something else, and that must not pass."""
+    config = GraniteConfig(**SMALL, vocab_size=160, embedding_multiplier=12.0, logits_scaling=8.0, pad_token_id=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    fill(model)
+    with pytest.raises(UserError, match="model type granite: transformers' own forward gives other logits"):
+        built(model)
+
+
+def test_an_architecture_with_hidden_constants_is_refused():
+    """Gemma 2 multiplies embeddings by a buffer that no checkpoint holds, and caps attention scores."""
+    config = Gemma2Config(**SMALL, vocab_size=160, head_dim=8, pad_token_id=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match="model type gemma2"):
+        built(model)
+
+
+def test_other_attention_is_refused():
+    with pytest.raises(UserError, match="attention is sdpa: build the model with build_model"):
+        Decoder(tiny_model())

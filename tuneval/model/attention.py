@@ -1,0 +1,104 @@
+"""Segment attention: several samples lie in one row and none sees another. Registered with transformers as "tuneval".
+
+Shapes: T tokens of one packed row, Hq query heads, Hkv key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "tuneval"
+"""What `attn_implementation` and `config._attn_implementation` say to choose this attention."""
+
+_NOT_COMPUTED = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    segments: tuple[int, ...] | None = None,
+    prefix_length: int = 0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each segment, with a prefix shared by all segments where one is given.
+
+    Args:
+        module: the attention layer, as transformers passes it.
+        query: [1, Hq, T, D] ([batch, Hq, T, D] where `segments` is None).
+        key: [1, Hkv, T, D].
+        value: [1, Hkv, T, D].
+        attention_mask: used where `segments` is None only; the bounds are the mask otherwise.
+        dropout: probability, 0 outside training.
+        scaling: factor of the scores; None: 1 / sqrt(D).
+        sliding_window: a token sees this many tokens, itself included; None: all.
+        segments: cumulative bounds of the samples, from 0 to T. None: plain sdpa, key/value cache and padding included.
+        prefix_length: where above 0, the first segment ([0, prefix_length)) is seen by every later one too.
+
+    Returns:
+        [1, T, Hq, D], and None for the attention weights, which never exist.
+
+    Raises:
+        ValueError: the model wants something this attention doesn't compute.
+    """
+    for name, what in _NOT_COMPUTED.items():
+        if kwargs.get(name) is not None:
+            raise ValueError(f'{type(module).__name__} uses {what}, which attention "{NAME}" does not compute')
+    if segments is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    lengths = [end - start for start, end in pairwise(segments)]
+    # `split`, not slices: its backward is one concatenation, where every slice's would fill T zeros.
+    pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)))
+    longest, outputs = max(lengths), []
+    for index, (q, k, v) in enumerate(pieces):
+        seen = prefix_length if index else 0
+        if seen:
+            k, v = torch.cat((pieces[0][1], k), 2), torch.cat((pieces[0][2], v), 2)  # [1, Hkv, seen + t, D]
+        outputs.append(_attend(q, k, v, seen, longest, sliding_window, dropout, scaling))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: int,
+    longest: int,
+    window: int | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """One segment [1, Hq, t, D] over its keys [1, Hkv, seen + t, D] -> [1, t, Hq, D]."""
+    length, keys = q.shape[2], k.shape[2]
+    needs_mask = seen > 0 or (window is not None and window < keys)
+    mask = _mask(longest, seen, window, q.device)[:length, :keys] if needs_mask else None
+    output = scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not needs_mask, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2)
+
+
+@lru_cache(maxsize=4)
+def _mask(length: int, seen: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """[length, seen + length] booleans: query i stands at position seen + i and sees the window that ends there.
+
+    Shorter segments take its upper left corner; kept between calls because every layer asks for it again.
+    """
+    mask = torch.ones(length, seen + length, dtype=torch.bool, device=device).tril(seen)
+    return mask if window is None else mask.triu(seen - window + 1)
+
+
+AttentionInterface.register(NAME, segment_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,92 @@
+"""A Hugging Face config and a reader of named tensors -> a transformers model, filled tensor by tensor."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from tuneval.errors import Problems, UserError
+from tuneval.model import attention
+
+
+def build_model(
+    hf_config: PretrainedConfig,
+    read: Callable[[str], torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """Build the model on `meta` and fill it, so that no weight exists twice or is drawn at random.
+
+    Args:
+        hf_config: config of any decoder-only model of transformers.
+        read: Hugging Face tensor name -> tensor, which the model takes over; KeyError where there is none. A tied
+            weight is read once.
+        dtype: type of every weight; buffers that are computed (rotary frequencies) keep fp32.
+        device: where the weights go.
+
+    Returns:
+        The model in eval mode, with attention "tuneval".
+
+    Raises:
+        UserError: the architecture is unknown to transformers, or tensors are missing or of another shape (all named).
+    """
+    model = _empty_model(hf_config, dtype)
+    problems = Problems()
+    for name, kind in _stored(model).items():
+        try:
+            tensor = read(name)
+        except KeyError:
+            problems.add(f"{name}: not in the checkpoint, though the config needs it")
+            continue
+        if tensor.shape != kind.shape:
+            problems.add(f"{name}: {list(tensor.shape)} in the checkpoint, {list(kind.shape)} by the config")
+            continue
+        _place(model, name, tensor.to(device=device, dtype=dtype).contiguous())
+    problems.raise_if_any()
+    model.tie_weights()
+    _compute_buffers(model, device)
+    return model.eval()
+
+
+def _empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    config = copy.deepcopy(hf_config)  # transformers writes dtype and attention into it
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+    except ValueError as error:
+        kind = getattr(hf_config, "model_type", type(hf_config).__name__)
+        raise UserError(
+            f"model type {kind}: transformers can't build it as a causal language model ({error})"
+        ) from None
+
+
+def _stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Tensors a checkpoint holds: parameters, tied ones under their first name, and persistent buffers."""
+    state = model.state_dict()
+    persistent = {name: b for name, b in model.named_buffers() if name in state}
+    return {**dict(model.named_parameters()), **persistent}
+
+
+def _place(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    module = model.get_submodule(parent)
+    if leaf in module._parameters:
+        module._parameters[leaf] = torch.nn.Parameter(tensor)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _compute_buffers(model: PreTrainedModel, device: torch.device | str) -> None:
+    """Give buffers that no checkpoint holds their values: the modules that own them are made anew from the config."""
+    for name, module in list(model.named_modules()):
+        if not any(b is not None and b.is_meta for b in module._buffers.values()):
+            continue
+        if next(module.parameters(), None) is not None or not hasattr(module, "config"):
+            raise UserError(
+                f"model type {model.config.model_type}: {name} ({type(module).__name__}) holds values that are neither "
+                "in the checkpoint nor computed from the config alone; this architecture is not supported"
+            )
+        model.set_submodule(name, type(module)(module.config).to(device))
