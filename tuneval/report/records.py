@@ -10,6 +10,7 @@ import json
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -204,7 +205,7 @@ def from_dict(kind: type[R], values: Any, where: str) -> R:
         raise UserError(f"{where}: must hold a JSON object, found {type(values).__name__}")
     _check_version(kind, values, where)
     problems = Problems()
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     given = {}
     for f in fields(kind):  # type: ignore[arg-type]
         if f.name in values:
@@ -262,6 +263,11 @@ def _check_version(kind: type, values: dict[str, Any], where: str) -> None:
         raise UserError(
             f"{where}: schema_version {version}, this tuneval reads up to {SCHEMA_VERSION}: upgrade tuneval to read it"
         )
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -1,0 +1,24 @@
+"""`tuneval report RUN ... --output report.html --lang zh|en`: one page from run folders."""
+
+from __future__ import annotations
+
+from tuneval import console
+from tuneval.config.flags import Parsed
+from tuneval.config.schema import ReportConfig
+from tuneval.errors import Problems
+from tuneval.report.render import write_report
+
+
+def main(parsed: Parsed) -> int:
+    """Write the page and its Markdown twin; their paths go to standard output."""
+    config: ReportConfig = parsed.config
+    problems = Problems()
+    problems.check(config.runs, "name at least one run folder: tuneval report RUN --output report.html")
+    problems.check(
+        config.output.suffix.lower() in (".html", ".htm"),
+        f"--output {config.output}: must end in .html; the Markdown twin is written beside it",
+    )
+    problems.raise_if_any()
+    for path in write_report(config.runs, config.output, config.lang, config.title, config.baseline):
+        console.out.print(str(path), markup=False)
+    return 0

@@ -1,0 +1,142 @@
+"""Figures of a report that are computed, not read: ends of curves, paired tests, Holm's correction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import mean, median
+
+from tuneval.evaluation.stats import Paired, compare
+from tuneval.evaluation.tasks import categories
+from tuneval.report.gather import Evaluation
+from tuneval.report.records import Prediction, Step
+
+SIGNIFICANCE = 0.05
+CATEGORY_ORDER = ("STEM", "Social Science", "Humanities", "Other", "Hard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a run's steps come to."""
+
+    steps: int
+    first: float
+    """Mean loss of the first `window` steps."""
+    last: float
+    window: int
+    """Steps averaged at each end."""
+    not_finite: tuple[int, ...]
+    """Steps whose loss is NaN or infinite."""
+    samples: int
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    tokens_per_second: float
+    """Of the median step."""
+    peak_memory_bytes: int
+    max_grad_norm: float | None
+
+
+def curve(steps: tuple[Step, ...]) -> Curve | None:
+    """Summary of the steps; None where there are none. The ends are means of a tenth of the steps, 10 at most."""
+    if not steps:
+        return None
+    window = max(1, min(10, len(steps) // 10))
+    losses = [s.loss for s in steps]
+    norms = [s.grad_norm for s in steps if s.grad_norm is not None and math.isfinite(s.grad_norm)]
+    return Curve(
+        steps=steps[-1].step,
+        first=mean(losses[:window]),
+        last=mean(losses[-window:]),
+        window=window,
+        not_finite=tuple(s.step for s in steps if not math.isfinite(s.loss)),
+        samples=steps[-1].samples,
+        tokens=sum(s.tokens for s in steps),
+        trained_tokens=sum(s.trained_tokens for s in steps),
+        seconds=sum(s.seconds for s in steps),
+        tokens_per_second=median(s.tokens_per_second for s in steps),
+        peak_memory_bytes=max(s.peak_memory_bytes for s in steps),
+        max_grad_norm=max(norms, default=None),
+    )
+
+
+def smoothing(steps: int) -> int:
+    """Width of the moving mean: odd, a twentieth of the steps, none under 20 steps."""
+    return 1 if steps < 20 else max(5, steps // 20 // 2 * 2 + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A paired test of two evaluations, or why there is none."""
+
+    test: Paired | None = None
+    categories: dict[str, Paired] | None = None
+    """Category -> the test within it; Hard overlaps with STEM."""
+    reason: str | None = None
+    """Key of words.WORDS where there is no test."""
+    reason_values: dict[str, object] | None = None
+    other_prompts: bool = False
+    """The same questions were put differently."""
+
+
+def pair(a: Evaluation, b: Evaluation) -> Pair:
+    """Test two evaluations of one exam on the questions that both answered.
+
+    Args:
+        a: before.
+        b: after.
+
+    Returns:
+        The test, unless the question files differ, the predictions are not there, or the answers are secret.
+    """
+    for one in (a, b):
+        if one.predictions is None:
+            return Pair(reason="why_no_predictions", reason_values={"where": str(one.folder)})
+    if a.result.data_sha256 != b.result.data_sha256:
+        return Pair(reason="why_other_data", reason_values={})
+    first, second = _by_question(a.predictions or ()), _by_question(b.predictions or ())
+    if not first or not second:
+        return Pair(reason="why_no_answers", reason_values={})
+    if first.keys() != second.keys():
+        return Pair(reason="why_other_questions", reason_values={"n": len(first.keys() & second.keys())})
+    right_a, right_b = _by_subject(first, first), _by_subject(second, first)
+    test, within = compare(right_a, right_b, categories(_category_of(b.result.subjects, right_a)))
+    return Pair(
+        test=test,
+        categories={name: Paired(**figures) for name, figures in within.items()},
+        other_prompts=any(first[k].prompt_sha256 != second[k].prompt_sha256 for k in first),
+    )
+
+
+def holm(p_values: dict[str, float], level: float = SIGNIFICANCE) -> set[str]:
+    """Names whose test is significant after Holm's step-down correction.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    passed: set[str] = set()
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        if p_values[name] > level / (len(p_values) - rank):
+            break
+        passed.add(name)
+    return passed
+
+
+def in_order(categories) -> list[str]:
+    """Category names in the usual order, unknown ones at the end."""
+    known = [c for c in CATEGORY_ORDER if c in categories]
+    return known + sorted(c for c in categories if c not in CATEGORY_ORDER)
+
+
+def _by_question(predictions: tuple[Prediction, ...]) -> dict[tuple[str, str], Prediction]:
+    return {(p.subject, str(p.id)): p for p in predictions if p.correct is not None}
+
+
+def _by_subject(predictions: dict[tuple[str, str], Prediction], order) -> dict[str, list[bool]]:
+    right: dict[str, list[bool]] = {}
+    for key in order:
+        right.setdefault(key[0], []).append(bool(predictions[key].correct))
+    return right
+
+
+def _category_of(subjects: dict[str, dict], scored: dict[str, list[bool]]) -> dict[str, str]:
+    return {name: facts["category"] for name, facts in subjects.items() if name in scored and "category" in facts}
