@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tuneval import console
@@ -104,11 +105,9 @@ class TuneRun:
         if not size:
             return None
         ids = self.plan.order(split, size).tolist()
-        batch = make_global_batch(self.plan.dataset, ids, config.batch, config.data.seq_length)
+        per_token = replace(config.batch, loss_reduction="token")  # so that its exponential is a perplexity
+        batch = make_global_batch(self.plan.dataset, ids, per_token, config.data.seq_length)
         return batch if batch.trained_tokens else None
-
-    def _state(self) -> dict:
-        return self.optimizer.state()
 
     def _save(self, log: RunLog) -> None:
         step = self.progress.step
@@ -121,12 +120,13 @@ class TuneRun:
             "scaler": self.scaler.state(),
             "adam_step": self.optimizer.step_count,
         }
-        resume.save_state(self.folder, step, self._state(), facts, self.plan.config.save.keep_checkpoints)
+        keep = self.plan.config.save.keep_checkpoints
+        resume.save_state(self.folder, step, self.optimizer.state(), facts, keep)
         log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
         self._saved = step
 
     def _restore(self, done: int) -> None:
-        facts = resume.load_state(self.folder, done, self._state())
+        facts = resume.load_state(self.folder, done, self.optimizer.state())
         self.progress = Progress.from_dict(facts["progress"])
         self.scaler.load_state(facts["scaler"])
         self.optimizer.step_count = facts["adam_step"]

@@ -116,6 +116,8 @@ def _check_forward(model: PreTrainedModel, decoder: Decoder) -> None:
     expected = model(input_ids, use_cache=False).logits.float()
     actual = decoder.lm_head(decoder(input_ids, torch.arange(4, device=device)[None])).float()
     model.train(training)
+    if not bool(torch.isfinite(expected).all()):
+        return  # broken weights: training names them, with the step
     tolerance = 1e-4 if decoder.head_weight.dtype == torch.float32 else 5e-2
     if not torch.allclose(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()), equal_nan=True):
         raise UserError(

@@ -1,0 +1,386 @@
+"""`tuneval tune` as its user meets it: a run folder, exact continuation after a kill, clear refusals."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+from token_files import sample, write
+from transformers import AutoModelForCausalLM
+
+from tuneval import cli
+from tuneval.config.schema import PreprocessConfig
+from tuneval.data.preprocess import preprocess
+
+WORDS = "猫 狗 鸟 鱼 是 什 么 答 案 请 回 two four word the".split()
+DETERMINISTIC = ("step", "loss", "grad_norm", "lr", "samples", "tokens", "trained_tokens")
+STEPS = 30
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return tiny_folder(name="model")
+
+
+@pytest.fixture
+def data(tmp_path, model):
+    """Prefix of 60 preprocessed records."""
+    return make_data(tmp_path, model)
+
+
+def make_data(folder, tokenizer, name="data", **settings):
+    draw = random.Random(0)
+    texts = [[" ".join(draw.choices(WORDS, k=draw.randint(2, 9))) for _ in range(2)] for _ in range(60)]
+    records = folder / f"{name}.json"
+    records.write_text(json.dumps([{"instruction": a, "input": "", "output": b} for a, b in texts]), encoding="utf-8")
+    options = {"input": records, "tokenizer_name_or_path": str(tokenizer), "output_prefix": folder / name}
+    preprocess(PreprocessConfig(**{**options, **settings}))
+    return folder / name
+
+
+def arguments(model, data, run, *more):
+    settings = f"--train-iters {STEPS} --global-batch-size 4 --save-interval 4 --eval-interval 10 --split 90,8,2"
+    paths = ["--load", str(model), "--data-path", str(data), "--save", str(run)]
+    return [*paths, *settings.split(), "--lr", "1e-3", "--micro-batch-tokens", "64", *more]
+
+
+def rows(run, name="metrics.jsonl"):
+    path = Path(run) / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def deterministic(run):
+    return [{key: row[key] for key in DETERMINISTIC} for row in rows(run)]
+
+
+def succeed(*words):
+    assert cli.run("tune", list(words)) == 0
+
+
+def refuse(capsys, *words):
+    """The error text of a command that must fail before it writes anything."""
+    assert cli.run("tune", list(words)) == 2
+    save = Path(words[words.index("--save") + 1])
+    assert not save.exists()
+    return capsys.readouterr().err
+
+
+# --- a whole run ---
+
+
+def test_full_run_leaves_its_folder(model, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    succeed(*arguments(model, data, run, "--fp32", "--train-iters", "12", "--ckpt-format", "torch"))
+    output = capsys.readouterr().out
+    assert " iteration       12/      12 | consumed samples:           48 | " in output
+    assert " validation loss at iteration 12 on validation set | lm loss value: " in output
+    assert "iteration 12 on test set" in output and output == (run / "log.txt").read_text()
+    metrics, validations = rows(run), rows(run, "validation.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 13))
+    assert [row["step"] for row in validations] == [0, 10, 12]
+    assert validations[-1]["loss"] < validations[0]["loss"]
+    record = json.loads((run / "config.json").read_text())
+    assert record["method"] == "full" and record["train_samples"] == 54 and record["config"]["seq_length"] == 512
+    assert record["parameters"]["total"] == record["parameters"]["trainable"] == tiny_model().num_parameters()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["latest", "step_0000008", "step_0000012"]
+    assert (run / "mcore" / "latest_checkpointed_iteration.txt").is_file()
+    check_saved_model(run, model)
+
+
+def check_saved_model(run, base):
+    """transformers loads the result; its weights are the checkpoint's; the template went along."""
+    tuned = AutoModelForCausalLM.from_pretrained(run / "model").state_dict()
+    before = load_file(base / "model.safetensors")
+    assert not torch.equal(tuned["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+    facts = json.loads((run / "model" / "tuneval.json").read_text())
+    assert facts["prompt_type"] == "auto"
+    assert facts["template_fingerprint"] == json.loads((run / "config.json").read_text())["template_fingerprint"]
+
+
+def test_bf16_is_the_default_and_the_written_type(model, data, tmp_path):
+    run = tmp_path / "run"
+    succeed(*arguments(model, data, run, "--train-iters", "2"))
+    assert json.loads((run / "config.json").read_text())["config"]["bf16"] is True
+    assert AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto").dtype == torch.bfloat16
+
+
+def test_epochs_and_default_rates(model, data, tmp_path):
+    paths = ["--load", str(model), "--data-path", str(data), "--save"]
+    succeed(*paths, str(tmp_path / "a"), "--train-epochs", "2", "--global-batch-size", "16", "--split", "90,10,0")
+    record = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert record["train_iters"] == 6 and record["config"]["lr"] == 1e-5  # 2 * 54 samples // 16
+
+
+def test_tensorboard_events(model, data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    succeed(*arguments(model, data, run, "--train-iters", "3", "--tensorboard-dir", str(tmp_path / "events")))
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [e.step for e in events.Scalars("lm loss")] == [1, 2, 3]
+    assert events.Scalars("lm loss")[2].value == pytest.approx(rows(run)[2]["loss"])
+
+
+# --- exact continuation ---
+
+
+def start(words):
+    command = [sys.executable, "-m", "tuneval", "tune", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stop_at(words, run, step, number):
+    """Start the command and send it a signal once `step` is recorded; returns its status and output."""
+    process = start(words)
+    deadline = time.monotonic() + 120
+    while len(rows_so_far(run)) < step and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def rows_so_far(run):
+    path = Path(run) / "metrics.jsonl"
+    return path.read_bytes().splitlines() if path.is_file() else []
+
+
+METHODS = {
+    "full": ("--bf16",),
+    "lora": ("--fp32", "--lora-r", "4", "--lora-dropout", "0.2"),
+}
+
+
+def weights(run):
+    (file,) = [*Path(run).glob("model/*.safetensors"), *Path(run).glob("adapter/*.safetensors")]
+    return load_file(file)
+
+
+def check_unbroken(whole, broken):
+    assert deterministic(broken) == deterministic(whole) and len(deterministic(whole)) == STEPS
+    assert rows(broken, "validation.jsonl") == rows(whole, "validation.jsonl")
+    one, other = weights(whole), weights(broken)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_and_restarted_is_unbroken(model, data, tmp_path, method):
+    words = {name: arguments(model, data, tmp_path / name, *METHODS[method]) for name in ("whole", "broken")}
+    at = random.randint(1, STEPS - 5)
+    status, output = stop_at(words["broken"], tmp_path / "broken", at, signal.SIGKILL)
+    assert status == -signal.SIGKILL, output
+    assert at <= len(rows_so_far(tmp_path / "broken")) < STEPS
+    succeed(*words["broken"])
+    succeed(*words["whole"])
+    check_unbroken(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_sigterm_saves_and_leaves(model, data, tmp_path):
+    words = {name: arguments(model, data, tmp_path / name) for name in ("whole", "broken")}
+    status, output = stop_at(words["broken"], tmp_path / "broken", 6, signal.SIGTERM)
+    assert status == 143 and "SIGTERM: left after step" in output and "The same command continues" in output
+    left = rows(tmp_path / "broken")[-1]["step"]
+    assert left < STEPS
+    assert (tmp_path / "broken" / "checkpoints" / "latest").read_text() == f"step_{left:07d}\n"
+    succeed(*words["broken"])
+    succeed(*words["whole"])
+    check_unbroken(tmp_path / "whole", tmp_path / "broken")
+    assert f" at iteration {left}\n" in (tmp_path / "broken" / "log.txt").read_text()
+
+
+def test_an_unbroken_comparison_sees_another_seed(model, data, tmp_path):
+    succeed(*arguments(model, data, tmp_path / "a"))
+    succeed(*arguments(model, data, tmp_path / "b", "--seed", "4"))
+    with pytest.raises(AssertionError):
+        check_unbroken(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_stays_as_it_is(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run", "--train-iters", "4")
+    succeed(*words)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    succeed(*words)
+    assert "finished, the result is" in capsys.readouterr().out
+    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in (tmp_path / "run").rglob("*")}
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    succeed(*words)
+    assert "finished, the result is" in capsys.readouterr().out
+
+
+def test_a_lost_result_is_written_again(model, data, tmp_path):
+    """As after a kill between the last checkpoint and the result."""
+    words = arguments(model, data, tmp_path / "run", "--train-iters", "4")
+    succeed(*words)
+    expected, validations = weights(tmp_path / "run"), rows(tmp_path / "run", "validation.jsonl")
+    shutil.rmtree(tmp_path / "run" / "model")
+    succeed(*words)
+    assert all(torch.equal(w, expected[n]) for n, w in weights(tmp_path / "run").items())
+    assert rows(tmp_path / "run", "validation.jsonl") == validations
+
+
+def test_more_steps_continue_where_the_schedule_stays(model, data, tmp_path):
+    constant = ("--lr-decay-style", "constant", "--lr-decay-iters", "99")
+    succeed(*arguments(model, data, tmp_path / "long", *constant, "--train-iters", "8"))
+    succeed(*arguments(model, data, tmp_path / "run", *constant, "--train-iters", "4"))
+    succeed(*arguments(model, data, tmp_path / "run", *constant, "--train-iters", "8"))
+    assert deterministic(tmp_path / "run") == deterministic(tmp_path / "long")
+
+
+def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
+    succeed(*arguments(model, data, tmp_path / "run", "--train-iters", "4"))
+    status = cli.run("tune", arguments(model, data, tmp_path / "run", "--train-iters", "8", "--lr", "0.5"))
+    error = capsys.readouterr().err
+    assert status == 2 and "--lr 0.5: the run in" in error and "started with 0.001" in error
+    assert "--lr-decay-iters 8" in error and "--finetune" in error
+    assert len(rows(tmp_path / "run")) == 4
+
+
+def test_finetune_starts_afresh_and_says_so(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run", "--train-iters", "4")
+    succeed(*words)
+    first = deterministic(tmp_path / "run")
+    succeed(*words, "--finetune")
+    assert "starting afresh" in capsys.readouterr().err
+    assert deterministic(tmp_path / "run") == first == deterministic(tmp_path / "run" / "previous-1")
+
+
+def test_other_weights_do_not_continue(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run", "--train-iters", "4")
+    succeed(*words)
+    shutil.rmtree(tmp_path / "run" / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    assert cli.run("tune", words) == 2
+    assert "other weights" in capsys.readouterr().err
+
+
+# --- a loss that is not a number ---
+
+
+def test_a_broken_weight_stops_with_step_samples_and_a_saved_state(model, data, tmp_path, capsys):
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    assert cli.run("tune", arguments(model, data, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "step 1: the loss is nan, in samples " in error and "model.layers.2.mlp.down_proj.weight" in error
+    assert "The state after step 0 is saved in" in error
+    assert (tmp_path / "run" / "checkpoints" / "step_0000000" / "state.json").is_file()
+    assert rows(tmp_path / "run") == []
+
+
+def test_a_run_that_diverges_keeps_its_last_good_state(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run", "--lr", "1e38", "--fp32", "--clip-grad", "0", "--eval-iters", "0")
+    assert cli.run("tune", words) == 2
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert f"step {last + 1}: the " in capsys.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == f"step_{last:07d}\n"
+
+
+# --- refusals before anything is loaded or written ---
+
+
+def test_flags_are_checked_together(model, data, tmp_path, capsys):
+    error = refuse(
+        capsys,
+        *arguments(model, data, tmp_path / "run", "--bf16", "--fp16", "--train-epochs", "2", "--lora-alpha", "16"),
+        *("--lr-warmup-fraction", "0.1", "--lr-warmup-iters", "5", "--clip-grad", "-1", "--adam-beta2", "1.5"),
+    )
+    for text in (
+        "6 problems",
+        "--bf16 --fp16: give one",
+        "--train-iters and --train-epochs: give one",
+        "--lr-warmup-fraction and --lr-warmup-iters: give one",
+        "--lora-alpha 16.0: LoRA is off",
+        "--clip-grad -1",
+        "--adam-beta2 1.5",
+    ):
+        assert text in error
+
+
+def test_model_and_data_are_checked_together(model, data, tmp_path, capsys):
+    error = refuse(
+        capsys,
+        *arguments(model, data, tmp_path / "run", "--global-batch-size", "64", "--seq-length", "1024"),
+        *("--lr-warmup-iters", str(STEPS), "--num-layers", "28", "--min-lr", "1"),
+    )
+    for text in (
+        "5 problems",
+        "--global-batch-size 64: the training split has 54 samples",
+        "--seq-length 1024: the model's limit is 512",
+        "warmup of 30 steps: must be below the decay's 30",
+        "--num-layers 28: the model's num_hidden_layers is 4",
+        "--min-lr 1.0: must be at most --lr",
+    ):
+        assert text in error
+
+
+def test_another_template_is_refused_with_the_differing_keys(model, data, tmp_path, capsys):
+    error = refuse(capsys, *arguments(model, data, tmp_path / "run", "--prompt-type", "qwen"))
+    assert "--prompt-type qwen: the data was made with --prompt-type auto" in error and "kind:" in error
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("kind", "rude"))
+    error = refuse(capsys, *arguments(model, data, tmp_path / "run"))
+    assert "the two templates differ" in error and "chat_template:" in error and "eos_token" not in error
+
+
+def test_a_tuned_models_template_is_kept(model, data, tmp_path, capsys):
+    succeed(*arguments(model, data, tmp_path / "first", "--train-iters", "2"))
+    other = make_data(tmp_path, model, "other", prompt_type="qwen")
+    words = arguments(tmp_path / "first", other, tmp_path / "second", "--train-iters", "2")
+    error = refuse(capsys, *words)
+    assert "was tuned with --prompt-type auto, the data was made with qwen" in error and "kind:" in error
+    succeed(*words, "--prompt-type", "qwen")
+    assert json.loads((tmp_path / "second" / "model" / "tuneval.json").read_text())["prompt_type"] == "qwen"
+
+
+def test_another_vocabulary_is_refused(model, tmp_path, capsys):
+    write(tmp_path / "big", [sample(i, 9) for i in range(8)] + [([5, 6, 200], [5, 6, 200])])
+    words = arguments(model, tmp_path / "big", tmp_path / "run", "--prompt-type", "qwen", "--global-batch-size", "2")
+    assert "token ids from 4 to 200, the model's vocabulary ends at 159" in refuse(capsys, *words)
+
+
+def test_another_tokenizer_is_refused(model, data, tmp_path, capsys):
+    raw = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = raw["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (model / "tokenizer.json").write_text(json.dumps(raw))
+    assert "vocabulary is not that of this model's tokenizer" in refuse(
+        capsys, *arguments(model, data, tmp_path / "run")
+    )
+
+
+def test_data_without_a_trainable_token_are_refused(model, tmp_path, capsys):
+    masked = [(ids, labels * 0 - 100) for ids, labels in (sample(i, 9) for i in range(8))]
+    write(tmp_path / "masked", masked)
+    words = arguments(model, tmp_path / "masked", tmp_path / "run", "--prompt-type", "qwen")
+    assert "none of the 7 training samples has a trainable token" in refuse(capsys, *words)
+
+
+def test_missing_model_and_data_are_told_at_once(tmp_path, capsys):
+    error = refuse(capsys, *arguments(tmp_path / "no-model", tmp_path / "no-data", tmp_path / "run"))
+    assert "2 problems" in error and "no-model: no such folder" in error and "no-data" in error
+
+
+def test_unknown_lora_targets_are_refused(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run", "--lora-target-modules", "q_proj", "k_porj")
+    assert "k_porj" in refuse(capsys, *words)
+
+
+def test_a_model_inside_the_run_folder_is_refused(model, data, tmp_path, capsys):
+    inside = tmp_path / "run" / "base"
+    shutil.copytree(model, inside)
+    assert cli.run("tune", arguments(inside, data, tmp_path / "run")) == 2
+    assert "choose another folder" in capsys.readouterr().err
