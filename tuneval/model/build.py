@@ -33,7 +33,7 @@ def build_model(
     Raises:
         UserError: the architecture is unknown to transformers, or tensors are missing or of another shape (all named).
     """
-    model = _empty_model(hf_config, dtype)
+    model = empty_model(hf_config, dtype)
     problems = Problems()
     for name, kind in _stored(model).items():
         try:
@@ -51,7 +51,12 @@ def build_model(
     return model.eval()
 
 
-def _empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config on `meta`: names and shapes, no values.
+
+    Raises:
+        UserError: transformers has no causal language model of this type.
+    """
     config = copy.deepcopy(hf_config)  # transformers writes dtype and attention into it
     try:
         with torch.device("meta"):

@@ -1,0 +1,300 @@
+"""LoRA by peft: put adapters into a transformers model, save and load them as PEFT folders, merge them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tuneval.errors import Problems, UserError
+from tuneval.files import atomic_file, read_json
+from tuneval.model.build import empty_model
+from tuneval.model.weight_map import hf_modules, megatron_targets
+
+ADAPTER = "default"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # what peft's own saving puts before a transformers name
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What `--lora-*` says."""
+
+    r: int
+    """Rank of A [r, in] and B [out, r]."""
+    alpha: float
+    """The adapter adds alpha / r * B A."""
+    dropout: float = 0.0
+    """Dropout before A, in training."""
+    targets: tuple[str, ...] = ()
+    """Hugging Face or Megatron names of linear modules; empty: all linear layers of the blocks."""
+
+
+def hf_targets(names: Iterable[str], hf_config: PretrainedConfig) -> tuple[str, ...]:
+    """Hugging Face names of `--lora-target-modules`, before the model is loaded.
+
+    Args:
+        names: Hugging Face or Megatron names, in any mix; none: all linear layers of the blocks.
+        hf_config: of the model.
+
+    Returns:
+        Sorted: `linear_qkv` became k_proj, q_proj, v_proj.
+
+    Raises:
+        UserError: a name that no block of the model has.
+    """
+    problems = Problems()
+    targets = _resolve(names, empty_model(hf_config, torch.float32), problems)
+    problems.raise_if_any()
+    return targets
+
+
+def add_lora(
+    model: PreTrainedModel, settings: LoraSettings, seed: int, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Put adapters into `model` and freeze everything else.
+
+    A is drawn from the seed and its layer's name, B is 0: the same adapter whatever else is random and however layers
+    are spread over processes. The global random state is left as it was.
+
+    Args:
+        model: made by `build_model`; changed in place.
+        settings: rank, scaling, dropout, targets.
+        seed: of A.
+        dtype: type of A and B. Default: of the layer they sit on.
+
+    Returns:
+        `model`.
+
+    Raises:
+        UserError: rank below 1, a dropout outside [0, 1), or a target that no block of the model has.
+    """
+    targets = _check_settings(model, settings)
+    config = _peft_config(settings, targets)
+    with torch.random.fork_rng(devices=[]):  # peft draws too; what it draws is replaced below
+        inject_adapter_in_model(config, model, ADAPTER)
+    for name, layer in _lora_layers(model):
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        with torch.no_grad():
+            a.copy_(_drawn(a.shape, f"{seed}:{name}"))
+            b.zero_()
+        if dtype is not None:
+            layer.lora_A[ADAPTER].to(dtype)
+            layer.lora_B[ADAPTER].to(dtype)
+    return model
+
+
+def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | Path, base_model: str) -> None:
+    """Write a PEFT folder (adapter_config.json, adapter_model.safetensors), each file whole or absent.
+
+    Args:
+        model: with adapters of `add_lora`.
+        settings: those given to `add_lora`.
+        folder: made if need be; other files in it are kept.
+        base_model: path or hub id that the adapter belongs to.
+    """
+    tensors = {
+        _PREFIX + name.replace(f".{ADAPTER}.", "."): p.detach().contiguous().cpu()
+        for name, p in model.named_parameters()
+        if f".{ADAPTER}." in name
+    }
+    config = _peft_config(settings, _check_settings(model, settings))
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / WEIGHTS_FILE, "wb") as file:
+        file.write(save(tensors, metadata={"format": "pt"}))
+    _save_config(config, folder)
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
+    """Put the adapter of a PEFT folder into `model`.
+
+    Returns:
+        Its settings.
+
+    Raises:
+        UserError: no adapter there, a kind that isn't supported, or tensors that don't fit the model (all named).
+    """
+    read, config = _open_adapter(folder)
+    targets = config["target_modules"]
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, ADAPTER)
+    wanted = {
+        _PREFIX + name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if f".{ADAPTER}." in name
+    }
+    problems = Problems()
+    for name in sorted({*wanted, *read.keys()}):
+        if name not in read or name not in wanted:
+            where = "not in the adapter" if name in wanted else "no such layer in the model"
+            problems.add(f"{folder}: {name.removeprefix(_PREFIX)}: {where}")
+        elif wanted[name].shape != read[name]().shape:
+            shapes = f"{list(read[name]().shape)} in the adapter, {list(wanted[name].shape)} in the model"
+            problems.add(f"{folder}: {name.removeprefix(_PREFIX)}: {shapes}")
+    problems.raise_if_any()
+    with torch.no_grad():
+        for name, p in wanted.items():
+            p.copy_(read[name]())
+    targets = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
+    return LoraSettings(config["r"], config["lora_alpha"], config["lora_dropout"], targets)
+
+
+def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
+    """Add each adapter to its weight, W + alpha / r * B A, and take the adapters out.
+
+    Returns:
+        `model`, of the same modules as before `add_lora`.
+    """
+    for name, layer in list(_lora_layers(model)):
+        layer.merge()
+        model.set_submodule(name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
+def adapter_delta(folder: str | Path) -> Callable[[str], torch.Tensor | None]:
+    """What an adapter adds to each weight, for merging while weights are streamed.
+
+    Args:
+        folder: PEFT folder.
+
+    Returns:
+        Function of a Hugging Face tensor name: fp32 [out, in], or None where the adapter leaves the tensor alone.
+
+    Raises:
+        UserError: no adapter there, or a kind that is more than W + scaling * B A.
+    """
+    read, config = _open_adapter(folder)
+    r = config["r"]
+    scaling = config["lora_alpha"] / (math.sqrt(r) if config.get("use_rslora") else r)
+
+    def delta(name: str) -> torch.Tensor | None:
+        stem = _PREFIX + name.removesuffix(".weight")
+        if f"{stem}.lora_A.weight" not in read or not name.endswith(".weight"):
+            return None
+        return read[f"{stem}.lora_B.weight"]().float() @ read[f"{stem}.lora_A.weight"]().float() * scaling
+
+    return delta
+
+
+def _check_settings(model: PreTrainedModel, settings: LoraSettings) -> tuple[str, ...]:
+    """The targets, resolved."""
+    problems = Problems()
+    problems.check(settings.r >= 1, f"--lora-r {settings.r}: must be at least 1; 8 to 64 is usual")
+    problems.check(0 <= settings.dropout < 1, f"--lora-dropout {settings.dropout}: must be in [0, 1)")
+    targets = _resolve(settings.targets, model, problems)
+    problems.raise_if_any()
+    return targets
+
+
+def _resolve(names: Iterable[str], model: PreTrainedModel, problems: Problems) -> tuple[str, ...]:
+    known, megatron = _block_linears(model), megatron_targets()
+    found = {name for given in names for name in (hf_modules(given) if given in megatron else (given,))}
+    choices = [*known, *megatron]
+    for name in sorted(found - set(known)):
+        nearest = difflib.get_close_matches(name, choices, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        problems.add(
+            f"--lora-target-modules {name}: the blocks have no such linear layer{hint}. Known: {', '.join(choices)}"
+        )
+    return tuple(sorted(found or known))
+
+
+def _block_linears(model: PreTrainedModel) -> list[str]:
+    """Last parts of the names of the blocks' linear layers, adapted or not, sorted."""
+    names = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in name and ".lora_" not in name
+    }
+    return sorted(names)
+
+
+def _peft_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
+    alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
+    return LoraConfig(
+        r=settings.r,
+        lora_alpha=alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(targets),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _drawn(shape: torch.Size, key: str) -> torch.Tensor:
+    """Uniform in +-1/sqrt(in), as peft's kaiming_uniform_(a=sqrt(5)) gives; fp32 on the CPU, from `key` alone."""
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _save_config(config: LoraConfig, folder: Path) -> None:
+    values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+    with atomic_file(folder / CONFIG_FILE) as file:
+        json.dump(values, file, indent=2, sort_keys=True)
+
+
+_UNSUPPORTED: dict[str, Any] = {
+    "use_dora": "DoRA",
+    "bias": "trained biases",
+    "lora_bias": "biases of A and B",
+    "modules_to_save": "whole modules beside A and B",
+    "rank_pattern": "a rank for each layer",
+    "alpha_pattern": "an alpha for each layer",
+    "layer_replication": "replicated layers",
+    "fan_in_fan_out": "transposed weights",
+    "trainable_token_indices": "trained tokens",
+    "target_parameters": "adapters of bare parameters",
+}
+
+
+def _open_adapter(folder: str | Path) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, Any]]:
+    """Readers of the tensors by their names in the file, and the config; refuses what is more than B A."""
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: no {CONFIG_FILE} in it. Give a PEFT adapter folder.")
+    config, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{folder}: an adapter of kind {config.get('peft_type')}; only LORA is supported")
+    if not weights.is_file():
+        raise UserError(f"{folder}: no {WEIGHTS_FILE}. Save the adapter as safetensors (peft's default).")
+    problems = Problems()
+    for key, what in _UNSUPPORTED.items():
+        if config.get(key) not in (None, False, {}, [], "none"):
+            problems.add(f"{folder}: uses {what} ({key}), which can't be merged here. Merge it with peft first.")
+    with safe_open(weights, "pt") as file:
+        names = list(file.keys())
+    for name in names:
+        plain = name.startswith(_PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) and ".layers." in name
+        problems.check(plain, f"{folder}: {name}: not A or B of a linear layer in a block")
+    problems.raise_if_any()
+    return {name: _Reader(weights, name) for name in names}, config
+
+
+@dataclass(frozen=True)
+class _Reader:
+    path: Path
+    name: str
+
+    def __call__(self) -> torch.Tensor:
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(self.name)
