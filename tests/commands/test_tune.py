@@ -17,6 +17,7 @@ from token_files import sample, write
 from transformers import AutoModelForCausalLM
 
 from tuneval import cli
+from tuneval.checkpoints.load import load_model
 from tuneval.config.schema import PreprocessConfig
 from tuneval.data.preprocess import preprocess
 
@@ -103,6 +104,40 @@ def check_saved_model(run, base):
     facts = json.loads((run / "model" / "tuneval.json").read_text())
     assert facts["prompt_type"] == "auto"
     assert facts["template_fingerprint"] == json.loads((run / "config.json").read_text())["template_fingerprint"]
+
+
+def test_lora_run_leaves_an_adapter_that_peft_loads(model, data, tmp_path):
+    from peft import PeftModel
+
+    run = tmp_path / "run"
+    lora = ("--lora-r", "4", "--lora-alpha", "8", "--lora-target-modules", "linear_qkv", "linear_proj")
+    succeed(*arguments(model, data, run, "--fp32", "--train-iters", "6", "--ckpt-format", "torch", *lora))
+    record = json.loads((run / "config.json").read_text())
+    assert record["method"] == "lora" and record["config"]["lora_target_modules"] == [
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "v_proj",
+    ]
+    assert record["parameters"]["trainable"] == 4 * 4 * ((48 + 48) + (48 + 16) + (48 + 16) + (48 + 48))
+    assert json.loads((run / "adapter" / "tuneval.json").read_text())["base_model"] == str(model)
+    assert (run / "mcore" / "latest_checkpointed_iteration.txt").is_file()
+    ids = torch.arange(4, 20)[None]
+    base = AutoModelForCausalLM.from_pretrained(model)
+    before = base(ids).logits.detach().clone()
+    theirs = PeftModel.from_pretrained(base, run / "adapter").eval()(ids).logits
+    ours = load_model(run, "fp32").model(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (theirs - before).abs().max() > 1e-3
+
+
+def test_lora_on_an_adapter_is_refused(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "first", "--train-iters", "2", "--lora-r", "2")
+    succeed(*words)
+    capsys.readouterr()
+    words = arguments(tmp_path / "first", data, tmp_path / "second", "--train-iters", "2")
+    assert "Merge it first" in refuse(capsys, *words, "--lora-r", "2")
+    succeed(*words)
 
 
 def test_bf16_is_the_default_and_the_written_type(model, data, tmp_path):

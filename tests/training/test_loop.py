@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import fill, tiny_model
+from peft import LoraConfig, get_peft_model
 from token_files import sample, write
 
 from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
 from tuneval.data.batches import global_batches, make_global_batch, sample_order
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
+from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import NotFinite, Progress, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
 from tuneval.training.schedule import Schedule
@@ -85,6 +87,50 @@ def test_step_parity_fails_on_a_changed_weight(dataset):
 
     with pytest.raises(AssertionError):
         check_one_step(dataset, corrupt=corrupt)
+
+
+def lora_reference(family, settings):
+    """peft's own model of the same base, B set off zero so that A has a gradient too."""
+    reference = get_peft_model(
+        tiny_model(family), LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=list(settings.targets))
+    )
+    fill(reference, 0.05)
+    return reference
+
+
+def check_one_lora_step(dataset, family="qwen2", scale=1.0):
+    settings = LoraSettings(
+        r=4, alpha=8 * scale, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+    )
+    reference = lora_reference(family, LoraSettings(r=4, alpha=8, targets=settings.targets))
+    weights = {n.removeprefix("base_model.model."): p.detach().clone() for n, p in reference.named_parameters()}
+    plain = {n.replace(".base_layer", ""): w for n, w in weights.items() if "lora_" not in n}
+    model = build_model(reference.get_base_model().config, lambda name: plain[name].clone(), torch.float32)
+    add_lora(model, settings, seed=1)
+    decoder = Decoder(model)
+    ours = dict(decoder.named_parameters())
+    with torch.no_grad():
+        for name, p in ours.items():
+            p.copy_(weights[name])
+    order = sample_order(len(dataset), 4, 1234, True).tolist()
+    loss, norm, updated = transformers_step(reference, dataset, order)
+    (step,), optimizer = run(decoder, dataset, steps=1)
+    assert step.loss == pytest.approx(loss, rel=1e-5) and step.grad_norm == pytest.approx(norm, rel=1e-5)
+    assert {f"base_model.model.{name}" for name in optimizer.slots} == updated.keys()
+    for name, p in ours.items():
+        expected = updated.get(f"base_model.model.{name}", weights[name])
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        assert "lora_" in name or torch.equal(p, weights[name])  # the base is frozen
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_one_lora_step_equals_peft(dataset, family):
+    check_one_lora_step(dataset, family)
+
+
+def test_lora_parity_fails_on_another_scaling(dataset):
+    with pytest.raises(AssertionError):
+        check_one_lora_step(dataset, scale=1.5)
 
 
 def test_curves_do_not_see_the_packing(dataset):

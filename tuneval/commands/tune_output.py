@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.load import open_source
 from tuneval.commands.tune_plan import Plan
 from tuneval.files import atomic_folder, read_json, write_json
+from tuneval.model.lora import LoraSettings, save_adapter
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 
@@ -30,13 +30,13 @@ def is_written(plan: Plan) -> bool:
     return output_folder(plan).is_dir() and (plan.config.save.ckpt_format != "torch" or megatron.is_dir())
 
 
-def write_output(plan: Plan, model: torch.nn.Module, lora_settings: Any) -> Path:
+def write_output(plan: Plan, model: torch.nn.Module, lora_settings: LoraSettings | None) -> Path:
     """Write the tuned model or the adapter.
 
     Args:
         plan: of the run.
         model: transformers model, adapters inside where LoRA is on.
-        lora_settings: `LoraSettings`, None for full tuning.
+        lora_settings: None for full tuning.
 
     Returns:
         The folder.
@@ -72,9 +72,7 @@ def _write_model(plan: Plan, model: torch.nn.Module) -> None:
             sink.add(name, state[name])
 
 
-def _write_adapter(plan: Plan, model: torch.nn.Module, settings: Any) -> None:
-    from tuneval.model.lora import save_adapter
-
+def _write_adapter(plan: Plan, model: torch.nn.Module, settings: LoraSettings) -> None:
     with atomic_folder(output_folder(plan)) as folder:
         save_adapter(model, settings, folder, base_model(plan))
         _write_companions(plan, folder)

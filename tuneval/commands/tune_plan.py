@@ -19,6 +19,7 @@ from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_free_space, read_json, sha256_json
+from tuneval.model.lora import hf_targets
 from tuneval.training.schedule import Schedule
 
 T = TypeVar("T")
@@ -77,6 +78,9 @@ def make_plan(parsed: Parsed) -> Plan:
         template = _check_template(config, source, dataset, tokenizer, problems)
     _attempt(problems, lambda: check_model_facts(parsed.model_facts, source.config.to_dict()))
     _check_model(config, source, problems)
+    if config.lora.enabled:
+        targets = _attempt(problems, lambda: hf_targets(config.lora.lora_target_modules, source.config))
+        config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))
     _check_data(config, source, dataset, borders, problems)
     schedule = Schedule(config.optim, config.batch.train_iters, config.batch.global_batch_size)
     schedule.check(problems)
@@ -108,10 +112,6 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
         limit is None or config.data.seq_length <= limit,
         f"--seq-length {config.data.seq_length}: the model's limit is {limit} positions. Give at most that",
     )
-    if config.lora.enabled and config.lora.lora_target_modules:
-        from tuneval.model.lora import hf_targets
-
-        _attempt(problems, lambda: hf_targets(config.lora.lora_target_modules, source.config))
     problems.check(
         config.optim.min_lr <= config.optim.lr,
         f"--min-lr {config.optim.min_lr}: must be at most --lr {config.optim.lr}",

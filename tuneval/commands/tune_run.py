@@ -18,6 +18,7 @@ from tuneval.commands.tune_plan import Plan
 from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
 from tuneval.errors import UserError
 from tuneval.model.decoder import Decoder
+from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.runtime import peak_memory_bytes
 from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
@@ -36,10 +37,8 @@ class TuneRun:
         self.progress = Progress()
         console.note(f"loading {config.model.load} as {config.precision.dtype}")
         self.loaded = load_model(config.model.load, config.precision.dtype)
-        self.lora_settings = None
+        self.lora_settings: LoraSettings | None = None
         if config.lora.enabled:
-            from tuneval.model.lora import LoraSettings, add_lora
-
             lora = config.lora
             self.lora_settings = LoraSettings(lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules)
             add_lora(self.loaded.model, self.lora_settings, config.log.seed)
