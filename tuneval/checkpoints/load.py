@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import TRACKER, MegatronSource
-from tuneval.errors import UserError
+from tuneval.errors import Problems, UserError
+from tuneval.model.build import build_model
+from tuneval.model.lora import WEIGHTS_FILE, adapter_delta
 
 
 def open_source(path: str | Path, config_folder: str | Path | None = None) -> Source:
@@ -46,10 +49,9 @@ class AdapterSource:
     kind = "adapter"
 
     def __init__(self, base: Source, adapter: str | Path) -> None:
-        from tuneval.model.lora import adapter_delta
-
         self.base, self.adapter, self.folder, self.config = base, Path(adapter), base.folder, base.config
         self._delta = adapter_delta(self.adapter)
+        _check_fits(self.adapter, base)
         self.names, self.shape, self.dtype = base.names, base.shape, base.dtype
 
     def read(self, name: str) -> torch.Tensor:
@@ -58,6 +60,21 @@ class AdapterSource:
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         return self.read(name).narrow(dim, start, stop - start)
+
+
+def _check_fits(adapter: Path, base: Source) -> None:
+    """Every A and B of the adapter belongs to a weight of the base, with its shape."""
+    problems, names = Problems(), set(base.names())
+    with safe_open(adapter / WEIGHTS_FILE, "pt") as file:
+        for key in sorted(file.keys()):
+            stem, _, half = key.removeprefix("base_model.model.").rpartition(".lora_")
+            weight, axis = f"{stem}.weight", 1 if half.startswith("A") else 0
+            size = file.get_slice(key).get_shape()[axis]
+            if weight not in names:
+                problems.add(f"{adapter}: adapts {stem}, which {base.folder} does not have")
+            elif base.shape(weight)[axis] != size:
+                problems.add(f"{adapter}: {key} has {size}, {base.folder} needs {base.shape(weight)[axis]}")
+    problems.raise_if_any()
 
 
 def open_adapter(folder: Path, base: Source | None = None) -> AdapterSource:
@@ -121,8 +138,6 @@ def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None
         dtype: `bf16`, `fp16` or `fp32`.
         lora_load: adapter folder to merge into it.
     """
-    from tuneval.model.build import build_model
-
     source = open_source(path)
     if lora_load is not None:
         source = open_adapter(Path(lora_load), base=source)
