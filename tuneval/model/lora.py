@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,7 @@ def add_lora(
     """
     targets = _check_settings(model, settings)
     config = _peft_config(settings, targets)
-    with torch.random.fork_rng(devices=[]):  # peft draws too; what it draws is replaced below
-        inject_adapter_in_model(config, model, ADAPTER)
+    _inject(model, config)
     for name, layer in _lora_layers(model):
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         with torch.no_grad():
@@ -105,11 +105,7 @@ def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | P
         folder: made if need be; other files in it are kept.
         base_model: path or hub id that the adapter belongs to.
     """
-    tensors = {
-        _PREFIX + name.replace(f".{ADAPTER}.", "."): p.detach().contiguous().cpu()
-        for name, p in model.named_parameters()
-        if f".{ADAPTER}." in name
-    }
+    tensors = {name: p.detach().contiguous().cpu() for name, p in _by_file_name(model).items()}
     config = _peft_config(settings, _check_settings(model, settings))
     config.base_model_name_or_path, config.inference_mode = base_model, True
     folder = Path(folder)
@@ -129,12 +125,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
         UserError: no adapter there, a kind that isn't supported, or tensors that don't fit the model (all named).
     """
     read, config = _open_adapter(folder)
-    targets = config["target_modules"]
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), model, ADAPTER)
-    wanted = {
-        _PREFIX + name.replace(f".{ADAPTER}.", "."): p for name, p in model.named_parameters() if f".{ADAPTER}." in name
-    }
+    _inject(model, LoraConfig.from_pretrained(str(folder)))
+    wanted = _by_file_name(model)
     problems = Problems()
     for name in sorted({*wanted, *read.keys()}):
         if name not in read or name not in wanted:
@@ -147,6 +139,7 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
     with torch.no_grad():
         for name, p in wanted.items():
             p.copy_(read[name]())
+    targets = config["target_modules"]
     targets = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
     return LoraSettings(config["r"], config["lora_alpha"], config["lora_dropout"], targets)
 
@@ -232,6 +225,18 @@ def _peft_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig
         target_modules=list(targets),
         task_type="CAUSAL_LM",
     )
+
+
+def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws; every value is replaced afterwards
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own question
+        inject_adapter_in_model(config, model, ADAPTER)
+
+
+def _by_file_name(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """A and B of every layer under the names of the file."""
+    mark = f".{ADAPTER}."
+    return {_PREFIX + name.replace(mark, "."): p for name, p in model.named_parameters() if mark in name}
 
 
 def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
