@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -165,3 +167,10 @@ def test_line_separators_inside_a_text(tmp_path):
     answer = records.SampleAnswer(prompt="a\u2028b", before="c\u0085d\n", after="e\x0cf")
     records.write_records(tmp_path / "samples.jsonl", [answer])
     assert records.read_records(records.SampleAnswer, tmp_path / "samples.jsonl") == [answer]
+
+
+@pytest.mark.parametrize("name", ["report-format.md", "report-format.zh-CN.md"])
+def test_every_field_is_documented(name):
+    text = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    missing = [f.name for kind, _ in KINDS for f in fields(kind) if f"`{f.name}`" not in text]
+    assert not missing

@@ -26,8 +26,10 @@ from tuneval.evaluation.stats import paired
 from tuneval.files import read_jsonl, write_jsonl
 from tuneval.report.findings import curve, holm, pair, smoothing
 from tuneval.report.gather import gather
+from tuneval.report.parts.summary import label_of, summary_section
 from tuneval.report.records import Comparison, SampleAnswer, Step, to_dict, write_record, write_records
 from tuneval.report.render import fence, write_report
+from tuneval.report.words import Words
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# no heading\n|a|b|"
@@ -78,6 +80,15 @@ def report(root: Path, *runs: Path, lang: str = "en", **options) -> Page:
         warnings.simplefilter("error")
         html, _ = write_report(tuple(runs), root / "out" / "report.html", lang, **options)
     return Page(html)
+
+
+def said(*runs: Path, baseline: Path | None = None) -> str:
+    """The summary's sentences alone: no figure is drawn."""
+    t = Words("en")
+    section = summary_section(gather(runs, baseline, lambda record: label_of(record, t)), t)
+    return " ".join(
+        text for block in section.blocks for text in getattr(block, "items", ()) or (getattr(block, "text", ""),)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +242,7 @@ def test_a_run_without_steps(tmp_path):
 def test_an_unfinished_run_is_called_so(tmp_path):
     run = make_run(tmp_path / "run", steps=30)
     rewrite(run / "config.json", train_iters=100)
-    assert "100 steps were planned, the record ends at step 30" in report(tmp_path, run).text
+    assert "100 steps were planned, the record ends at step 30" in said(run)
 
 
 def test_a_loss_that_is_not_finite_is_called_so(tmp_path):
@@ -259,17 +270,17 @@ def test_no_baseline_is_said(tmp_path):
 
 def test_baseline_that_is_gone_is_said(tmp_path):
     run = make_run(tmp_path / "run", baseline=tmp_path / "moved-away")
-    assert f"{tmp_path}/moved-away, can't be found" in report(tmp_path, run).text
+    assert f"{tmp_path}/moved-away, can't be found" in said(run)
 
 
 def test_baseline_from_the_flag_and_beside_the_run(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     rewrite(lora / "config.json", baseline_evaluation=None)
-    assert "Paired test" not in report(tmp_path, lora).text
-    assert "Paired test" in report(tmp_path, lora, baseline=baseline).text
-    assert "Paired test" in report(tmp_path, lora, baseline=baseline / "results.json").text
+    assert "Paired test" not in said(lora)
+    assert "Paired test" in said(lora, baseline=baseline)
+    assert "Paired test" in said(lora, baseline=baseline / "results.json")
     rewrite(lora / "config.json", baseline_evaluation="base-evaluation")
-    assert "Paired test" in report(tmp_path, lora).text
+    assert "Paired test" in said(lora)
 
 
 def test_baseline_from_the_comparison(tmp_path):
@@ -280,9 +291,9 @@ def test_baseline_from_the_comparison(tmp_path):
     figures = {"n": 1, "a_accuracy": 0, "b_accuracy": 0, "difference": 0, "low": 0, "high": 0, "a_only": 0, "b_only": 0}
     place = lora / "evaluation" / "ceval-official" / "comparison.json"
     write_record(place, Comparison(a=str(baseline), b="b", p_value=1.0, verdict="", **figures))
-    assert "before tuning" in report(tmp_path, lora).text and "Paired test" in report(tmp_path, lora).text
+    assert "before tuning" in said(lora) and "Paired test" in said(lora)
     rewrite(baseline / "results.json", model={"path": "other", "weights_sha256": "00" * 32})
-    assert "Paired test" not in report(tmp_path, lora).text
+    assert "Paired test" not in said(lora)
 
 
 def test_other_baselines_are_an_error(tmp_path):
@@ -298,12 +309,12 @@ def test_not_significant_is_said(tmp_path):
     rows = read_jsonl(baseline / "predictions.jsonl")
     rows[0]["correct"], rows[1]["correct"] = not rows[0]["correct"], not rows[1]["correct"]
     write_jsonl(lora / "evaluation" / "ceval-official" / "predictions.jsonl", rows)
-    text = report(tmp_path, lora).text
+    text = said(lora)
     assert "points, not significant" in text and "That does not prove there is none" in text
     write_jsonl(
         lora / "evaluation" / "ceval-official" / "predictions.jsonl", read_jsonl(baseline / "predictions.jsonl")
     )
-    assert "exactly the same ones: no difference" in report(tmp_path, lora).text
+    assert "exactly the same ones: no difference" in said(lora)
 
 
 @pytest.mark.parametrize(
@@ -317,26 +328,26 @@ def test_not_significant_is_said(tmp_path):
 def test_what_limits_the_comparison_is_said(tmp_path, change, words):
     lora, _, baseline = make_all(tmp_path)
     rewrite(baseline / "results.json", **change)
-    assert words in report(tmp_path, lora).text
+    assert words in said(lora)
 
 
 def test_no_predictions_no_test(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     (baseline / "predictions.jsonl").unlink()
-    assert f"There is no paired test: {baseline} has no predictions.jsonl" in report(tmp_path, lora).text
+    assert f"There is no paired test: {baseline} has no predictions.jsonl" in said(lora)
 
 
 def test_other_questions_no_test(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     write_jsonl(baseline / "predictions.jsonl", read_jsonl(baseline / "predictions.jsonl")[:-1])
-    assert "hold different questions (only 280 are the same)" in report(tmp_path, lora).text
+    assert "hold different questions (only 280 are the same)" in said(lora)
 
 
 def test_other_prompts_are_said(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     rows = read_jsonl(baseline / "predictions.jsonl")
     write_jsonl(baseline / "predictions.jsonl", [{**row, "prompt_sha256": "00"} for row in rows])
-    assert "used different prompts" in report(tmp_path, lora).text
+    assert "used different prompts" in said(lora)
 
 
 def test_pair_is_right_whatever_the_order(tmp_path):
@@ -387,7 +398,7 @@ def test_commands_and_hashes(page):
 def test_not_run_folders(tmp_path, root):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
-        report(tmp_path, tmp_path / "nowhere", tmp_path / "empty", root / "run-lora", root / "run-lora")
+        said(tmp_path / "nowhere", tmp_path / "empty", root / "run-lora", root / "run-lora")
     text = str(caught.value)
     assert "3 problems" in text and "no such folder" in text and "holds no config.json" in text and "twice" in text
     with pytest.raises(UserError, match=r"holds no results\.json"):

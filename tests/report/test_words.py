@@ -12,7 +12,7 @@ from tuneval.report import words
 from tuneval.report.words import WORDS, Words
 
 SOURCES = Path(words.__file__).parent
-DYNAMIC = ("cat_", "machine_", "fig_", "why_")
+DYNAMIC = ("cat_", "machine_", "fig_", "why_", "skip_", "packed_")
 """Keys put together from a record's values."""
 
 

@@ -170,7 +170,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "cat_Other": ("其他", "Other"),
     "cat_Hard": ("Hard（难题）", "Hard"),
     "tab_key": ("训练关键数据", "Key figures of the training"),
-    "tab_scores": ("各类别正确率（括号内为 95% 置信区间）", "Accuracy by category (95% interval)"),
+    "tab_scores": ("各类别正确率（方括号内为 95% 置信区间）", "Accuracy by category (95% interval)"),
     "tab_pairs": ("配对检验", "Paired tests"),
     "tab_subjects": ("各科目正确率", "Accuracy by subject"),
     "tab_data": ("数据统计", "Data statistics"),
@@ -218,9 +218,22 @@ WORDS: dict[str, tuple[str, str]] = {
     "data_skipped": ("跳过的记录", "Skipped records"),
     "data_over_long": ("超长样本", "Over-long samples"),
     "data_duplicates": ("重复样本", "Duplicates"),
-    "data_split": ("划分比例（训练,验证,测试）", "Split (train,validation,test)"),
+    "data_split": ("划分比例（训练、验证、测试）", "Split (train, validation, test)"),
     "data_train": ("训练集样本数", "Training samples"),
     "data_packed": ("预先拼接", "Packed in advance"),
+    "packed_no": ("否", "no"),
+    "packed_pack": ("是（pack）", "yes (pack)"),
+    "packed_neat-pack": ("是（neat-pack）", "yes (neat-pack)"),
+    "skip_wrong type": ("类型错误", "wrong type"),
+    "skip_empty answer": ("回答为空", "empty answer"),
+    "skip_empty prompt": ("问题为空", "empty prompt"),
+    "skip_several answers": ("含多个回答", "several answers"),
+    "skip_tool use": ("含工具调用", "tool use"),
+    "skip_broken turn order": ("对话轮次错乱", "broken turn order"),
+    "skip_missing column": ("缺少字段", "missing column"),
+    "skip_not JSON": ("不是 JSON", "not JSON"),
+    "skip_refused by the chat template": ("对话模板不接受", "refused by the chat template"),
+    "skip_over-long": ("超长", "over-long"),
     # set-up
     "set_model": ("起点模型", "Model started from"),
     "set_kind": ("模型文件格式", "Checkpoint format"),
@@ -292,6 +305,11 @@ class Words:
 
     def has(self, key: str) -> bool:
         return key in WORDS
+
+    def named(self, prefix: str, value: Any) -> str:
+        """A recorded key in words, or as it is where the table does not know it."""
+        key = f"{prefix}_{value}"
+        return self(key) if key in WORDS else str(value)
 
     def listed(self, items: list[str]) -> str:
         return self("separator").join(items)

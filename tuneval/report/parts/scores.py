@@ -166,7 +166,7 @@ def _score_cell(score: dict | None) -> str:
         return DASH
     if score.get("low") is None:
         return spell.percent(score["accuracy"])
-    return f"{spell.percent(score['accuracy'])}\n({100 * score['low']:.1f}–{100 * score['high']:.1f})"
+    return f"{spell.percent(score['accuracy'])}\n[{100 * score['low']:.1f},\u00a0{100 * score['high']:.1f}]"
 
 
 def _pair_table(columns: list[Column], t: Words):
@@ -181,9 +181,7 @@ def _pair_table(columns: list[Column], t: Words):
             continue
         test = tested.test
         mark = t("significant" if test.p_value <= SIGNIFICANCE else "not_significant")
-        difference = (
-            f"{spell.points(test.difference)}\n({spell.points(test.low)}\u00a0…\u00a0{spell.points(test.high)})"
-        )
+        difference = f"{spell.points(test.difference)}\n[{spell.points(test.low)},\u00a0{spell.points(test.high)}]"
         p = spell.p_value(test.p_value).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0")
         rows.append((name, str(test.n), difference, f"{test.a_only}\u00a0/\u00a0{test.b_only}", f"{p}\n{mark}"))
     head = ("pair", "questions", "difference_interval", "one_right", "p_value")

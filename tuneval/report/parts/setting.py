@@ -30,9 +30,11 @@ def _data_column(run: Run, t: Words) -> dict[str, str]:
     data = run.record.data
     source = data.get("input") if isinstance(data.get("input"), dict) else {}
     lengths = data.get("lengths") or {}
-    spread = "\n".join(f"{name} {lengths[name]:,.0f}" for name in PERCENTILES if name in lengths)
+    spread = " · ".join(f"{name}\u00a0{lengths[name]:,.0f}" for name in PERCENTILES if name in lengths)
     skipped = data.get("skipped")
-    reasons = "" if not skipped else "\n".join(f"{reason}: {n:,}" for reason, n in skipped.items())
+    reasons = (
+        "" if not skipped else "\n".join(f"{t.named('skip', reason)}{t('colon')}{n:,}" for reason, n in skipped.items())
+    )
     return {
         t("data_input"): t.or_missing(source.get("path") or source.get("name")),
         t("data_handler"): t.or_missing(data.get("handler")),
@@ -45,7 +47,7 @@ def _data_column(run: Run, t: Words) -> dict[str, str]:
         t("data_skipped"): t("missing") if skipped is None else reasons or "0",
         t("data_over_long"): _count(data.get("over_long"), t),
         t("data_duplicates"): _count(data.get("duplicates"), t),
-        t("data_packed"): t.or_missing(data.get("packed")),
+        t("data_packed"): t.named("packed", data["packed"]) if "packed" in data else t("missing"),
         t("data_split"): t.or_missing(run.record.config.get("split")),
         t("data_train"): f"{run.record.train_samples:,}",
     }
