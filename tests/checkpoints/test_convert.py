@@ -12,6 +12,7 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
+
 from tuneval.checkpoints.convert import to_hf, to_mcore
 from tuneval.checkpoints.hf import HfSource
 from tuneval.checkpoints.layout import plan_layout
@@ -28,10 +29,10 @@ MODELS = [
     ("mistral", {}),
 ]
 LAYOUTS = [(1, 1, None), (2, 2, None), (4, 3, "1,2,1"), (8, 4, None)]
-SEVEN_B = dict(
-    num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, head_dim=6, hidden_size=24,
-    intermediate_size=32, vocab_size=144,
-)  # fmt: skip
+SEVEN_B = {
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 6, "hidden_size": 24,
+    "intermediate_size": 32, "vocab_size": 144,
+}  # fmt: skip
 """Qwen2.5-7B's layers, heads and KV heads; at TP 8 a chunk of linear_qkv crosses the border between heads."""
 IDS = torch.tensor([[3, 141, 59, 26, 53, 58, 97, 93, 23, 84]])
 
@@ -229,7 +230,7 @@ def hf_logits(folder):
 
 @torch.no_grad()
 def megatron_logits(folder):
-    """The forward pass over rank files, as Megatron's parallel layers do it (TP ranks in turn, sums for all-reduces)."""
+    """The forward pass over rank files, as Megatron's parallel layers do it (sums stand for all-reduces)."""
     files = sorted((folder / "iter_0000001").glob("*/*.pt"))
     states = [torch.load(file, weights_only=False) for file in files]
     args = states[0]["args"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
+
 from tuneval.checkpoints.hf import HfSink, HfSource, copy_companions, size_of
 from tuneval.errors import UserError
 
@@ -83,7 +84,7 @@ def test_a_tied_head_stored_twice_is_one_tensor(tmp_path):
     assert len(HfSource(tmp_path).names()) == len(dict(model.named_parameters()))
     weights["lm_head.weight"][0, 0] += 1
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="ties lm_head.weight"):
+    with pytest.raises(UserError, match=r"ties lm_head\.weight"):
         HfSource(tmp_path)
 
 
@@ -117,6 +118,18 @@ def test_what_is_wrong_is_said(tmp_path, tiny_folder):
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match="cut off"):
         HfSource(folder)
+
+
+def test_a_config_that_transformers_refuses(tiny_folder):
+    folder = tiny_folder("qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    for changes in ({"num_hidden_layers": 7}, {"model_type": "unheard_of"}):  # layer_types says 4
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(UserError, match="transformers can't use it"):
+            _ = HfSource(folder).config
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        _ = HfSource(folder).config
 
 
 def test_reading_a_name_that_is_not_there(tiny_folder):

@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 import torch
+
 from tuneval.checkpoints.pickled import StandIn, StoredTensor, safe_load
 from tuneval.errors import UserError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import tiny_config
+
 from tuneval.errors import Problems, UserError
 from tuneval.model.weight_map import (
     by_query_group,

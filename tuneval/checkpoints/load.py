@@ -128,6 +128,8 @@ class Loaded:
     template_fingerprint: str | None
     identity: dict[str, Any]
     """path, kind and weights_sha256, for records."""
+    template_description: dict[str, Any] | None = None
+    """What the fingerprint hashes, so that a mismatch can name what differs."""
 
 
 def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None) -> Loaded:
@@ -152,6 +154,7 @@ def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None
         facts.get("prompt_type"),
         facts.get("template_fingerprint"),
         identity,
+        facts.get("template"),
     )
 
 

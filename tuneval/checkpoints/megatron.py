@@ -207,37 +207,36 @@ def _assign(chunks: list[Chunk], table: list[Row], tp: int, where: Path) -> dict
     """Give every row its tensor on each TP rank, and every tensor its row; anything left on either side is an error."""
     found: dict[Row, list[StoredTensor]] = {}
     unused = {(c, r, name) for c, chunk in enumerate(chunks) for r, rank in enumerate(chunk) for name in rank}
-    places, layers = _places(chunks)
-    wrong: list[str] = []
+    places = {None: (-1, None), **_places(chunks)}
+    missing, misshapen = [], []
     for row in table:
-        chunk, local = (
-            places.get(row.layer, (None, None))
-            if row.place == "layer"
-            else (0 if row.place == "embedding" else len(chunks) - 1, None)
-        )
-        stored = [] if chunk is None else _take(chunks[chunk], row, local, chunk, unused)
+        number, local = (0, None) if row.place == "embedding" else places.get(row.layer, (None, None))
+        stored = [] if number is None else _take(chunks[number], row, local, number % len(chunks), unused)
         if len(stored) == tp:
             found[row] = stored
-            wrong += _wrong_shapes(row, stored, tp)
+            misshapen += _wrong_shape(row, stored, tp)
         elif not row.is_copy:
-            wrong.append(f"missing: {row.name}" + (f" of layer {row.layer}" if row.layer is not None else ""))
-    wrong += [f"left over: {name} (stage {c}, rank {r})" for c, r, name in sorted(unused)]
-    if wrong:
+            missing.append(f"missing: {_title(row)}")
+    left = [f"left over: {name} (stage {c}, rank {r})" for c, r, name in sorted(unused)]
+    if wrong := missing + left + misshapen:
         more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise UserError(
-            f"{where}: does not fit its config.json ({layers} layers found):\n  " + "\n  ".join(wrong[:12]) + more
-        )
+        layers = f"{len(places) - 1} layers found"
+        raise UserError(f"{where}: does not fit its config.json ({layers}):\n  " + "\n  ".join(wrong[:12]) + more)
     return found
 
 
-def _places(chunks: list[Chunk]) -> tuple[dict[int, tuple[int, int]], int]:
+def _title(row: Row) -> str:
+    return row.name if row.layer is None else f"{row.name} of layer {row.layer}"
+
+
+def _places(chunks: list[Chunk]) -> dict[int | None, tuple[int, int | None]]:
     """Global layer -> (chunk, local number). Numbers without tensors (noop layers) are passed over."""
-    places: dict[int, tuple[int, int]] = {}
+    places: dict[int | None, tuple[int, int | None]] = {}
     for number, chunk in enumerate(chunks):
         matches = (re.match(r"decoder\.layers\.(\d+)\.", name) for name in chunk[0])
         for local in sorted({int(m[1]) for m in matches if m}):
             places[len(places)] = (number, local)
-    return places, len(places)
+    return places
 
 
 def _take(chunk: Chunk, row: Row, local: int | None, number: int, unused: set) -> list[StoredTensor]:
@@ -252,13 +251,10 @@ def _take(chunk: Chunk, row: Row, local: int | None, number: int, unused: set) -
     return taken
 
 
-def _wrong_shapes(row: Row, stored: list[StoredTensor], tp: int) -> list[str]:
-    of_layer = f" of layer {row.layer}" if row.layer is not None else ""
+def _wrong_shape(row: Row, stored: list[StoredTensor], tp: int) -> list[str]:
+    """At most one line about a row whose tensors do not have the shape that the config gives it."""
     if row.tp_dim is not None and sum(shape[row.tp_dim] for shape in row.hf_shapes) % tp:
-        return [f"{row.name}{of_layer}: {tp} ranks can't share {row.hf_shapes}"]
+        return [f"{_title(row)}: {tp} ranks can't share {row.hf_shapes}"]
     expected = row.rank_shape(tp)
-    return [
-        f"{row.name}{of_layer}: {list(tensor.shape)} on rank {rank}, {list(expected)} by the config"
-        for rank, tensor in enumerate(stored)
-        if tensor.shape != expected
-    ]
+    found = (f"{list(t.shape)} on rank {r}" for r, t in enumerate(stored) if t.shape != expected)
+    return [f"{_title(row)}: {text}, {list(expected)} by the config" for text in found][:1]

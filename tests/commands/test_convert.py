@@ -1,0 +1,122 @@
+"""`tuneval convert` from the command line: every direction, an adapter merged on the way, errors before any work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from tuneval.checkpoints.hf import HfSource
+from tuneval.checkpoints.load import open_source
+from tuneval.cli import main
+
+
+@pytest.fixture(scope="session")
+def real_llama() -> Path:
+    value = os.environ.get("TUNEVAL_REAL_LLAMA")
+    if not value:
+        pytest.skip("TUNEVAL_REAL_LLAMA is not set")
+    return Path(value)
+
+
+def convert(load, save, to, *more):
+    return main(["convert", "--load", str(load), "--save", str(save), "--to", to, *map(str, more)])
+
+
+def layout(tp, pp):
+    return "--target-tensor-parallel-size", tp, "--target-pipeline-parallel-size", pp
+
+
+def assert_same(a, b):
+    assert sorted(a.names()) == sorted(b.names())
+    for name in a.names():
+        assert torch.equal(a.read(name).view(torch.uint8), b.read(name).view(torch.uint8)), name
+
+
+def test_there_to_another_layout_and_back(tiny_folder, tmp_path, capsys):
+    base = tiny_folder("qwen2", tie_word_embeddings=True)
+    assert convert(base, tmp_path / "a", "mcore", *layout(2, 3), "--num-layer-list", "2,1,1") == 0
+    assert convert(tmp_path / "a", tmp_path / "b", "mcore", *layout(8, 2)) == 0
+    assert convert(tmp_path / "b", tmp_path / "c", "hf", "--max-shard-size-gib", 0.00003) == 0
+    assert_same(open_source(base), HfSource(tmp_path / "c"))
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) > 2
+    record = json.loads((tmp_path / "b" / "convert.json").read_text())
+    assert record["config"]["target_tensor_parallel_size"] == 8
+    assert record["source"] == {"path": str(tmp_path / "a"), "kind": "mcore"}
+    said = capsys.readouterr()
+    assert "TP 2 x PP 3 (layers 2,1,1)" in said.out
+    assert "TP 8 does not divide 6 heads and 2 KV heads" in said.err
+    assert main(["verify", str(base), str(tmp_path / "c")]) == 0
+
+
+def test_an_adapter_is_merged_on_the_way(tiny_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_folder("qwen2")
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "k_proj", "up_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload()
+    assert convert(base, tmp_path / "mcore", "mcore", *layout(4, 2), "--lora-load", tmp_path / "adapter") == 0
+    source = open_source(tmp_path / "mcore")
+    for name, parameter in merged.named_parameters():
+        assert torch.equal(source.read(name), parameter), name
+
+
+def test_megatron_without_a_config_takes_one(tiny_folder, tmp_path, capsys):
+    base = tiny_folder("qwen2")
+    convert(base, tmp_path / "a", "mcore", *layout(2, 2))
+    (tmp_path / "a" / "config.json").unlink()
+    assert convert(tmp_path / "a", tmp_path / "b", "hf") == 2
+    assert "--hf-cfg-dir" in capsys.readouterr().err
+    assert convert(tmp_path / "a", tmp_path / "b", "hf", "--hf-cfg-dir", base) == 0
+    assert_same(open_source(base), open_source(tmp_path / "b"))
+
+
+def test_errors_come_before_any_work(tiny_folder, tmp_path, capsys):
+    base = tiny_folder("qwen2")
+    before = sorted(tmp_path.iterdir())
+    assert convert(base, tmp_path / "a", "mcore", *layout(3, 3)) == 2
+    said = capsys.readouterr().err
+    assert "4 problems" in said and "Choose 1, 2, 4, 8." in said and "--num-layer-list 2,1,1" in said
+    assert convert(base, tmp_path / "a", "hf", *layout(2, 1)) == 2
+    assert "describe a Megatron checkpoint" in capsys.readouterr().err
+    assert convert(tmp_path / "absent", tmp_path / "a", "hf") == 2
+    assert convert(base, tmp_path / "a", "mcore", "--num-attention-heads", 7) == 2
+    assert "num_attention_heads is 6" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_shape_of_7b_at_tp_8(tmp_path):
+    changes = {
+        "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 6, "hidden_size": 24,
+        "intermediate_size": 32, "vocab_size": 144,
+    }  # fmt: skip
+    tiny_model("qwen2", **changes).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    assert convert(tmp_path / "hf", tmp_path / "a", "mcore", *layout(8, 1)) == 0
+    assert convert(tmp_path / "a", tmp_path / "b", "hf") == 0
+    assert main(["verify", str(tmp_path / "hf"), str(tmp_path / "b")]) == 0
+
+
+@pytest.mark.real
+def test_the_real_model_round_trip(real_model, tmp_path):
+    round_trip(real_model, tmp_path)
+
+
+@pytest.mark.real
+def test_a_real_llama_round_trip(real_llama, tmp_path):
+    round_trip(real_llama, tmp_path, tp=3)  # 9 heads, 3 KV heads
+
+
+def round_trip(model, tmp_path, tp=2):
+    assert convert(model, tmp_path / "a", "mcore", *layout(tp, 2)) == 0
+    assert convert(tmp_path / "a", tmp_path / "b", "hf") == 0
+    assert_same(open_source(model), HfSource(tmp_path / "b"))
+    assert main(["verify", str(model), str(tmp_path / "b")]) == 0
