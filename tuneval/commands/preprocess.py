@@ -39,5 +39,5 @@ def warn_of(manifest: dict[str, Any]) -> None:
     """One line for each reason rows were left out, with the first row numbers."""
     for reason, count in manifest["skipped"].items():
         rows = manifest["skipped_rows"][reason][:5]
-        more = ", ..." if count > len(rows) else ""
-        warn(f"{count} rows left out: {reason} (rows {', '.join(map(str, rows))}{more}, counted from 0)")
+        listed = ", ".join(map(str, rows)) + (", ..." if count > len(rows) else "")
+        warn(f"left out, {reason}: {count} ({'row' if count == 1 else 'rows'} {listed}, counted from 0)")
