@@ -1,0 +1,26 @@
+"""`tuneval chat`: talk with a model in the terminal; lines may also come through a pipe."""
+
+from __future__ import annotations
+
+import sys
+
+from tuneval import console
+from tuneval.checkpoints.load import load_model
+from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.schema import ChatConfig
+from tuneval.inference.chat import Chat, run_chat, typed_lines
+from tuneval.inference.generate import check_sampling, choose_template
+
+
+def main(parsed: Parsed) -> None:
+    config: ChatConfig = parsed.config
+    check_sampling(config.sampling)
+    console.note(f"loading {config.load}")
+    loaded = load_model(config.load, config.dtype, config.lora_load)
+    check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    template = choose_template(loaded, config.prompt_type)
+    chat = Chat(loaded, template, config.sampling, config.system)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        console.note(f"template {template.name}, {config.dtype}. /help lists the commands, Ctrl-D leaves.")
+    run_chat(chat, typed_lines() if terminal else iter(sys.stdin), show_speed=terminal)

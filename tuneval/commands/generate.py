@@ -1,0 +1,156 @@
+"""`tuneval generate`: answer one prompt, or every line of a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tuneval import console
+from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.schema import GenerateConfig
+from tuneval.data.records import Message
+from tuneval.data.template import Template
+from tuneval.errors import Problems, UserError
+from tuneval.files import read_jsonl, write_jsonl
+from tuneval.inference.generate import TextStream, check_sampling, choose_template, generate, positions_limit
+
+ROLES = ("system", "user", "assistant")
+
+
+def main(parsed: Parsed) -> None:
+    config: GenerateConfig = parsed.config
+    _check(config)
+    rows = [{"prompt": config.prompt}] if config.input is None else read_jsonl(config.input)
+    conversations = _conversations(rows, config)
+    console.note(f"loading {config.load}")
+    loaded = load_model(config.load, config.dtype, config.lora_load)
+    check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    template = None if config.raw else choose_template(loaded, config.prompt_type)
+    stops = _stops(loaded, template)
+    prompts = [_prompt_ids(messages, loaded, template) for messages in conversations]
+    _check_lengths(prompts, loaded)
+    if config.input is None:
+        _print_answer(loaded, prompts[0], config, stops)
+        return
+    answers = answer_all(loaded, prompts, config, stops)
+    _write([{**row, "response": answer} for row, answer in zip(rows, answers)], config)
+
+
+def answer_all(
+    loaded: Loaded, prompts: list[list[int]], config: GenerateConfig, stop_token_ids: tuple[int, ...]
+) -> list[str]:
+    """Answers in the prompts' order. Prompts of like length share a batch, so that little is padded."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
+    answers = [""] * len(prompts)
+    with console.progress_bar("answering", len(prompts)) as bar:
+        for batch in batches:
+            tokens = generate(loaded, [prompts[i] for i in batch], config.sampling, stop_token_ids)
+            for i, answer in zip(batch, tokens):
+                answers[i] = loaded.tokenizer.decode(answer, skip_special_tokens=True)
+            bar.advance(len(batch))
+    return answers
+
+
+def _check(config: GenerateConfig) -> None:
+    problems = Problems()
+    problems.check(
+        (config.prompt is None) != (config.input is None), "give one of --prompt TEXT and --input FILE.jsonl"
+    )
+    problems.check(
+        config.output is None or config.input is not None,
+        "--output: goes with --input; the answer to --prompt goes to standard output",
+    )
+    problems.check(config.batch_size >= 1, f"--batch-size {config.batch_size}: must be at least 1")
+    given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
+    problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
+    problems.raise_if_any()
+    check_sampling(config.sampling)
+
+
+def _conversations(rows: list[dict[str, Any]], config: GenerateConfig) -> list[list[Message]]:
+    """Messages of every row; with --raw one user message, the text."""
+    problems, conversations = Problems(), []
+    for number, row in enumerate(rows, 1):
+        messages = _messages(row, config)
+        if isinstance(messages, str):
+            problems.add(f"{config.input}: line {number}: {messages}")
+        else:
+            conversations.append(messages)
+    problems.raise_if_any()
+    return conversations
+
+
+def _messages(row: Any, config: GenerateConfig) -> list[Message] | str:
+    """The row's messages, or what is wrong with it."""
+    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+        return "must be an object with `prompt` or `messages`"
+    if "prompt" in row:
+        turns = [{"role": "user", "content": row["prompt"]}]
+    elif config.raw:
+        return "has `messages`, which --raw can't render; give `prompt`"
+    else:
+        turns = row["messages"]
+    try:
+        messages = [Message(turn["role"], turn["content"]) for turn in turns]
+    except (TypeError, KeyError):
+        return "`messages` must be a list of objects with `role` and `content`"
+    if not messages or any(m.role not in ROLES or not isinstance(m.content, str) for m in messages):
+        return f"roles must be {', '.join(ROLES)} and contents must be text"
+    if messages[-1].role != "user":
+        return "the last message must be the user's"
+    if config.system is not None and messages[0].role != "system":
+        messages.insert(0, Message("system", config.system))
+    return messages
+
+
+def _prompt_ids(messages: list[Message], loaded: Loaded, template: Template | None) -> list[int]:
+    if template is not None:
+        return template.prompt_ids(messages)
+    ids = loaded.tokenizer(messages[0].content)["input_ids"]
+    if not ids:
+        raise UserError("--raw: an empty text can't be continued")
+    return ids
+
+
+def _stops(loaded: Loaded, template: Template | None) -> tuple[int, ...]:
+    if template is not None:
+        return template.stop_token_ids
+    eos = loaded.tokenizer.eos_token_id
+    return () if eos is None else (eos,)
+
+
+def _check_lengths(prompts: list[list[int]], loaded: Loaded) -> None:
+    """Before an hour of answers, not after it."""
+    limit, problems = positions_limit(loaded), Problems()
+    for number, prompt in enumerate(prompts, 1):
+        problems.check(
+            limit is None or len(prompt) < limit,
+            f"prompt {number}: {len(prompt)} tokens; the model has {limit} positions, and the answer needs some too",
+        )
+    problems.raise_if_any()
+
+
+def _print_answer(loaded: Loaded, prompt: list[int], config: GenerateConfig, stops: tuple[int, ...]) -> None:
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show))
+    sys.stdout.write("\n")
+
+
+def _write(rows: Iterable[dict[str, Any]], config: GenerateConfig) -> None:
+    if config.output is not None:
+        write_jsonl(config.output, rows)
+        console.note(f"wrote {config.output}")
+        return
+    for line in _lines(rows):
+        sys.stdout.write(line)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
