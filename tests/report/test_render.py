@@ -175,7 +175,9 @@ def test_sentences_hold_the_numbers(root):
     assert f"{100 * test.a_accuracy:.1f}% before tuning, {100 * test.b_accuracy:.1f}% after" in page.text
     assert f"{100 * test.difference:.1f} points better, significant" in page.text
     assert f"95% interval {100 * test.low:+.1f} to {100 * test.high:+.1f}" in page.text
-    assert f"{test.b_only} are right only after, {test.a_only} only before" in page.text
+    assert (
+        f"{test.b_only} are right only for the tuned model, {test.a_only} only for the model before tuning" in page.text
+    )
 
 
 def test_several_runs_stand_side_by_side(page):

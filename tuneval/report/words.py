@@ -27,6 +27,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "lora": ("LoRA 微调", "LoRA"),
     "label_full": ("全参数", "full"),
     "label_lora": ("LoRA r={r}", "LoRA r={r}"),
+    "model_before": ("微调前", "the model before tuning"),
+    "model_after": ("微调后", "the tuned model"),
     "baseline": ("微调前", "before"),
     "after": ("微调后", "after"),
     # sections
@@ -85,15 +87,15 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "say_better": (
         "配对检验：得分提高 {size} 个百分点，具有统计显著性（95% 区间 {low} 至 {high}；McNemar 精确检验 {p}；{n} 题中仅{b}答对 {b_only} 题，仅{a}答对 {a_only} 题）。",
-        "Paired test: {size} points better, significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only {b}, {a_only} only {a}).",
+        "Paired test: {size} points better, significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only for {b}, {a_only} only for {a}).",
     ),
     "say_worse": (
         "配对检验：得分下降 {size} 个百分点，具有统计显著性（95% 区间 {low} 至 {high}；McNemar 精确检验 {p}；{n} 题中仅{b}答对 {b_only} 题，仅{a}答对 {a_only} 题）。",
-        "Paired test: {size} points worse, significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only {b}, {a_only} only {a}).",
+        "Paired test: {size} points worse, significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only for {b}, {a_only} only for {a}).",
     ),
     "say_unclear": (
         "配对检验：得分变化 {difference} 个百分点，未达到统计显著（95% 区间 {low} 至 {high}；McNemar 精确检验 {p}；{n} 题中仅{b}答对 {b_only} 题，仅{a}答对 {a_only} 题）。",
-        "Paired test: {difference} points, not significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only {b}, {a_only} only {a}).",
+        "Paired test: {difference} points, not significant (95% interval {low} to {high}; exact McNemar {p}; of {n} questions {b_only} are right only for {b}, {a_only} only for {a}).",
     ),
     "say_detectable": (
         "这不等于没有变化：这样规模的检验，有八成把握发现的差异约为 {detectable} 个百分点，更小的差异需要更多题目。",
@@ -111,6 +113,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "分类别看（对 {k} 个类别作 Holm 校正）：所有类别的变化均显著（{yes}）。",
         "By category (Holm's correction for {k} categories): the change is significant in every one ({yes}).",
     ),
+    "say_pairs_below": ("各实验之间的两两比较见“评测得分”一节的配对检验表。", "The runs against each other: see the paired tests under Scores."),
     "say_between": ("{b} 与 {a} 比较（{exam}）。", "{b} against {a} ({exam})."),
     # why something is not there
     "no_pairs": ("无法作配对检验：{why}。", "There is no paired test: {why}."),
@@ -161,7 +164,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "category": ("类别", "Category"),
     "subject": ("科目", "Subject"),
     "questions": ("题数", "Questions"),
-    "difference": ("差值", "Difference"),
     "micro": ("全部（每题等权）", "All (by question)"),
     "macro": ("全部（每科等权）", "All (by subject)"),
     "cat_STEM": ("理工", "STEM"),
@@ -170,7 +172,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "cat_Other": ("其他", "Other"),
     "cat_Hard": ("Hard（难题）", "Hard"),
     "tab_key": ("训练关键数据", "Key figures of the training"),
-    "tab_scores": ("各类别正确率（方括号内为 95% 置信区间）", "Accuracy by category (95% interval)"),
+    "tab_scores": ("各类别正确率（方括号：95% 置信区间）", "Accuracy by category [95% interval]"),
     "tab_pairs": ("配对检验", "Paired tests"),
     "tab_subjects": ("各科目正确率", "Accuracy by subject"),
     "tab_data": ("数据统计", "Data statistics"),
@@ -204,8 +206,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "tile_memory": ("峰值内存", "Peak memory"),
     "tile_trainable": ("可训练参数占比", "Trainable share"),
     "significant": ("显著", "significant"),
-    "not_significant": ("不显著", "not significant"),
-    "significant_mark": ("差值单位为百分点；* 表示经 Holm 校正后显著。", "Differences in points; *: significant after Holm's correction."),
+    "not_significant": ("不显著", "not\u00a0significant"),
+    "significant_mark": ("圆括号内为与微调前之差（百分点），* 表示经 Holm 校正后显著。", "In round brackets: change in points; *: significant after Holm's correction."),
     # data
     "data_input": ("原始文件", "Input file"),
     "data_rows": ("原始记录数", "Input records"),

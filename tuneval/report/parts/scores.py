@@ -138,20 +138,17 @@ def _alt(title: str, rows: list, columns: list[Column], spelled, t: Words) -> st
 
 def _category_table(name: str, columns: list[Column], t: Words) -> Table:
     compared = columns[0][0] == 0 and len(columns) > 1
-    tests = [_category_tests(columns[0][2], e) for _, _, e in columns[1:]] if compared else []
+    tests = [_category_tests(columns[0][2], e) if compared and i else set() for i, (_, _, e) in enumerate(columns)]
     names = ["", "", *in_order({c for _, _, e in columns for c in e.result.categories})]
     rows = []
     for category, (label, scores) in zip(names, _rows(columns, t)):
         count = next((str(s["n"]) for s in scores if s and "n" in s), "")
-        cells = [_score_cell(s) for s in scores]
-        for score, significant in zip(scores[1:], tests):
-            star = "\u00a0*" if category in significant else ""
-            cells.append(
-                spell.points(score["accuracy"] - scores[0]["accuracy"]) + star if score and scores[0] else DASH
-            )
+        cells = []
+        for i, (score, significant) in enumerate(zip(scores, tests)):
+            earlier = scores[0] if compared and i else None
+            cells.append(_score_cell(score, earlier, star="*" if category in significant else ""))
         rows.append((label, count, *cells))
-    after = [f"{t('difference')}" if len(columns) == 2 else f"{t('difference')} {c[1]}" for c in columns[1:]]
-    head = (t("category"), t("questions"), *(c[1] for c in columns), *(after if compared else []))
+    head = (t("category"), t("questions"), *(c[1] for c in columns))
     title = f"{name}{t('colon')}{t('tab_scores')}"
     return Table(title=title, head=head, rows=tuple(rows), note=t("significant_mark") if compared else "")
 
@@ -161,12 +158,16 @@ def _category_tests(before: Evaluation, after: Evaluation) -> set[str]:
     return holm({name: test.p_value for name, test in categories.items()})
 
 
-def _score_cell(score: dict | None) -> str:
+def _score_cell(score: dict | None, earlier: dict | None = None, star: str = "", interval: bool = True) -> str:
+    """Accuracy, its change in round brackets where there is an earlier one, its interval in square ones below."""
     if not score:
         return DASH
-    if score.get("low") is None:
-        return spell.percent(score["accuracy"])
-    return f"{spell.percent(score['accuracy'])}\n[{100 * score['low']:.1f},\u00a0{100 * score['high']:.1f}]"
+    text = spell.percent(score["accuracy"])
+    if earlier:
+        text += f" ({spell.points(score['accuracy'] - earlier['accuracy'])}{star})"
+    if interval and score.get("low") is not None:
+        text += f"\n[{100 * score['low']:.1f},\u00a0{100 * score['high']:.1f}]"
+    return text
 
 
 def _pair_table(columns: list[Column], t: Words):
@@ -202,21 +203,9 @@ def _subject_table(name: str, columns: list[Column], t: Words) -> Table:
         for subject in members:
             label = known[subject].get("name_zh") if t.lang == "zh" else None
             scores = [r.subjects.get(subject) for r in results]
-            cells = _subject_cells(scores, compared=columns[0][0] == 0)
+            earlier = [scores[0] if columns[0][0] == 0 and i else None for i in range(len(scores))]
+            cells = [_score_cell(score, before, interval=False) for score, before in zip(scores, earlier)]
             rows.append((label or subject.replace("_", " "), str(known[subject].get("n", "")), *cells))
     head = (t("subject"), t("questions"), *(label for _, label, _ in columns))
     title = f"{name}{t('colon')}{t('tab_subjects')}"
     return Table(title=title, head=head, rows=tuple(rows), groups=tuple(groups))
-
-
-def _subject_cells(scores: list[dict | None], compared: bool) -> list[str]:
-    cells = []
-    for i, score in enumerate(scores):
-        if score is None:
-            cells.append(DASH)
-        elif compared and i > 0 and scores[0]:
-            change = spell.points(score["accuracy"] - scores[0]["accuracy"])
-            cells.append(f"{spell.percent(score['accuracy'])} ({change})")
-        else:
-            cells.append(spell.percent(score["accuracy"]))
-    return cells

@@ -12,6 +12,7 @@ from tuneval.report.gather import Evaluation, ExamKey, Gathered, Run, identity_h
 from tuneval.report.records import RunRecord
 from tuneval.report.words import Words
 
+MOST_RUNS_PAIRED = 3
 EXAM_NAMES = {"ceval": "C-Eval", "cmmlu": "CMMLU"}
 
 
@@ -111,7 +112,7 @@ def _say_training(run: Run, t: Words):
     total, trainable = record.parameters.get("total"), record.parameters.get("trainable")
     yield t(
         "say_tuned",
-        method=t(record.method) if t.has(record.method) else record.method,
+        method=_method(record, t),
         model=model_name(record.model),
         trainable=f"{trainable:,}" if trainable is not None else t("missing"),
         total=f"{total:,}" if total else t("missing"),
@@ -135,6 +136,12 @@ def _say_training(run: Run, t: Words):
         speed=spell.number(float(trained.tokens_per_second)),
         memory=spell.gib(trained.peak_memory_bytes),
     )
+
+
+def _method(record: RunRecord, t: Words) -> str:
+    """The method's name as a sentence starts with it."""
+    name = t(record.method) if t.has(record.method) else record.method
+    return name[:1].upper() + name[1:]
 
 
 def _only(window: int) -> dict[str, int]:
@@ -173,7 +180,7 @@ def _say_score(run: Run, key: ExamKey, gathered: Gathered, t: Words):
         return
     yield t("say_score", exam=exam, n=n, chance=spell.percent(after.result.chance), **accuracies)
     tested = pair(before, after)
-    yield from say_pair(tested, t("baseline"), t("after"), t)
+    yield from say_pair(tested, t("model_before"), t("model_after"), t)
     yield from warnings(before, after, tested, t)
     hashes = identity_hash(before.result.model), identity_hash(run.record.model)
     if all(hashes) and hashes[0] != hashes[1]:
@@ -217,7 +224,9 @@ def category_name(category: str, t: Words) -> str:
 
 
 def _between(gathered: Gathered, t: Words) -> list[str]:
-    """Each two runs against each other, where both took the exam."""
+    """Each two runs against each other, where both took the exam; of many runs the table alone holds the pairs."""
+    if len(gathered.runs) > MOST_RUNS_PAIRED:
+        return [t("say_pairs_below")] if gathered.exams else []
     said = []
     for key in gathered.exams:
         for a, b in combinations(gathered.runs, 2):
