@@ -148,6 +148,13 @@ def test_a_wrong_path_lists_what_was_looked_for(tmp_path, tiny_folder):
         load_model(tmp_path / "absent", "fp32")
     with pytest.raises(UserError, match=r"Looked for .*model\.safetensors.*latest_checkpointed_iteration.*adapter"):
         load_model(tmp_path, "fp32")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="has not ended"):
+        load_model(tmp_path / "run", "fp32")
+    (tmp_path / "dist" / "iter_0000001").mkdir(parents=True)
+    (tmp_path / "dist" / "iter_0000001" / "__0_0.distcp").touch()
+    with pytest.raises(UserError, match="torch_dist format"):
+        load_model(tmp_path / "dist", "fp32")
     folder = tiny_folder("qwen2")
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer. Looked for tokenizer\.json"):

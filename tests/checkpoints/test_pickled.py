@@ -90,6 +90,21 @@ def test_what_trainers_write_beside_tensors(tmp_path):
         loaded["model"]["absent"]  # a defaultdict would have run its factory
 
 
+def test_tensors_that_an_ascend_trainer_saved(tmp_path, monkeypatch):
+    """Older torch_npu pickles a tensor as a call of its own, with torch's arguments and a format behind them."""
+    names = ("torch_npu", "torch_npu.utils", "torch_npu.utils.storage")
+    modules = {name: types.ModuleType(name) for name in names}
+    exec("def _rebuild_npu_tensor(*arguments): raise AssertionError", vars(modules[names[2]]))
+    with monkeypatch.context() as patch:
+        for name, module in modules.items():
+            patch.setitem(sys.modules, name, module)
+        weight = torch.arange(6, dtype=torch.bfloat16).view(2, 3)
+        arguments = (weight._typed_storage(), 0, (2, 3), (3, 1), False, collections.OrderedDict(), 2)
+        saved = {"w": RunsCode(modules[names[2]]._rebuild_npu_tensor, *arguments)}
+        torch.save(saved, tmp_path / "t.pt")
+    assert torch.equal(safe_load(tmp_path / "t.pt")["w"].read(), weight)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", ["system", "eval", "exec", "popen", "import"])
 def test_a_file_that_runs_code_is_refused_and_nothing_ran(tmp_path, name, protocol):

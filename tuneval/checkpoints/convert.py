@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,24 +70,17 @@ def to_mcore(
     check_target(save, source)
     files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
     stored = dtype or source.dtype(source.names()[0])
-    with (
-        MegatronSink(save, source.config, layout, stored) as sink,
-        progress_bar("rank files", layout.tp * layout.pp) as bar,
-    ):
-        for stage in range(layout.pp):
-            for rank in range(layout.tp):
-                bar.describe(f"rank file TP {rank} PP {stage}")
-                sink.write_rank(
-                    stage, rank, _rank_tensors(source, layout.stage_rows(table, stage), layout.tp, rank, dtype)
-                )
+    stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
+    total = layout.tp * sum(map(len, stages))
+    with MegatronSink(save, source.config, layout, stored) as sink, progress_bar("tensors", total) as bar:
+        for stage, rank in product(range(layout.pp), range(layout.tp)):
+            tensors = {}
+            bar.describe(f"stage {stage}, rank {rank}")
+            for row, local in stages[stage]:
+                tensors[row.megatron_name(local)] = _cast(row.fuse(source.read_slice, layout.tp, rank), dtype)
                 bar.advance()
+            sink.write_rank(stage, rank, tensors)
         _finish(source, sink.folder, dtype, record)
-
-
-def _rank_tensors(
-    source: Source, stage_rows: list[tuple[Row, int | None]], tp: int, rank: int, dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    return {row.megatron_name(local): _cast(row.fuse(source.read_slice, tp, rank), dtype) for row, local in stage_rows}
 
 
 def check_complete(source: Source, table: list[Row]) -> None:

@@ -35,6 +35,8 @@ def open_source(path: str | Path, config_folder: str | Path | None = None) -> So
     for marker, opener in _OPENERS:
         if any(path.glob(marker)):
             return MegatronSource(path, config_folder) if opener is MegatronSource else opener(path)
+    if (path / "checkpoints").is_dir():
+        raise UserError(f"{path}: a run that has not ended, so without a model yet. Repeat its command to finish it.")
     raise UserError(f"{path}: no checkpoint in it. Looked for {', '.join(m for m, _ in _OPENERS)}.")
 
 

@@ -39,8 +39,8 @@ class MegatronSource:
 
     def __init__(self, folder: str | Path, config_folder: str | Path | None = None) -> None:
         self.iteration_folder = find_iteration(Path(folder))
-        self.folder = Path(config_folder) if config_folder else _config_folder(Path(folder), self.iteration_folder)
         grid = _rank_grid(self.iteration_folder)
+        self.folder = Path(config_folder) if config_folder else _config_folder(Path(folder), self.iteration_folder)
         self.tp = len(grid[0])
         loaded = [[safe_load(file) for file in stage] for stage in grid]
         self.config = read_config(self.folder)
@@ -175,7 +175,8 @@ def _rank_grid(folder: Path) -> list[list[Path]]:
             raise UserError(f"{path}: expert-parallel ranks; dense models (mp_rank_TT or mp_rank_TT_PPP) can be read")
         ranks[int(match[2] or 0), int(match[1])] = path / RANK_FILE
     if not ranks:
-        raise UserError(f"{folder}: no mp_rank_* folder in it")
+        other = " (this is the torch_dist format)" if any(folder.glob("*.distcp")) else ""
+        raise UserError(f"{folder}: no mp_rank_* folder in it{other}. Save it with Megatron's --ckpt-format torch.")
     pp, tp = (max(axis) + 1 for axis in zip(*ranks))
     staged = any("_" in path.parent.name.removeprefix("mp_rank_") for path in ranks.values())
     wanted = {(p, t): folder / rank_name(t, p, 2 if staged else 1) / RANK_FILE for p in range(pp) for t in range(tp)}

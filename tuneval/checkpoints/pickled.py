@@ -191,8 +191,8 @@ class _Unpickler(pickle.Unpickler):
             return getattr(torch, name)
         if (module, name) == ("torch", "Size"):
             return type("Size", (tuple,), {})
-        if module in ("torch._utils", "torch._tensor") and name in _REBUILD:
-            rebuild = _REBUILD[name]
+        if (module, name) in _REBUILD:
+            rebuild = _REBUILD[module, name]
             return lambda *arguments: rebuild(self._path, *arguments)
         top = module.partition(".")[0]
         if (module, name) != ("builtins", "getattr") and top in sys.stdlib_module_names and top not in _INERT_MODULES:
@@ -251,11 +251,12 @@ def _from_type(path: Path, rebuild: Any, kind: Any, arguments: tuple, state: Any
 
 
 _REBUILD = {
-    "_rebuild_tensor": _tensor,
-    "_rebuild_tensor_v2": _tensor,
-    "_rebuild_tensor_v3": _tensor_v3,
-    "_rebuild_parameter": _parameter,
-    "_rebuild_parameter_with_state": _parameter,
-    "_rebuild_from_type_v2": _from_type,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _from_type,
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _tensor,  # Ascend's older files
 }
-"""torch's functions that make tensors -> ours, which only describe them."""
+"""Functions that make tensors -> ours, which only describe them."""
