@@ -130,9 +130,10 @@ def test_written_files_are_what_megatron_expects(tmp_path):
         "num_key_value_heads": 2, "group_query_attention": True, "kv_channels": 8, "padded_vocab_size": 160,
         "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 3, "num_layer_list": "2,1,1",
         "add_qkv_bias": True, "add_bias_linear": False, "untie_embeddings_and_output_weights": False, "swiglu": True,
-        "rotary_base": 10000.0, "bf16": True, "fp16": False, "params_dtype": "bf16", "model_type": "qwen2",
+        "rotary_base": 10000.0, "bf16": True, "fp16": False, "params_dtype": "bf16", "rms_norm_eps": 1e-6,
     }  # fmt: skip
     assert {k: args[k] for k in expected} == expected
+    assert "model_type" not in args
     model = last["model"]
     assert list(model)[-2:] == ["decoder.final_layernorm.weight", "output_layer.weight"]  # the tied copy
     storages = [t.untyped_storage().data_ptr() for t in model.values()]

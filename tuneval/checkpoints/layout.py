@@ -99,7 +99,7 @@ def rank_name(tp_rank: int, stage: int, pp: int) -> str:
 def make_args(hf_config: Any, layout: Layout, dtype: torch.dtype) -> argparse.Namespace:
     """The `args` of a rank file: plain values under the names that Megatron's trainer and both converters read."""
     traits, heads = traits_of(hf_config), hf_config.num_attention_heads
-    values = {k: v for k, v in hf_config.to_dict().items() if _is_plain(v)}
+    values = {k: v for k, v in hf_config.to_dict().items() if _is_plain(v) and k != "model_type"}  # an enum of theirs
     values.update(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
