@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from lively import lively_folder
 from transformers import AutoModelForCausalLM
 
 from tuneval.checkpoints.load import Loaded, load_model
@@ -21,26 +22,18 @@ DRAWN = SamplingConfig(max_new_tokens=12, temperature=1.5, top_k=0, top_p=1.0)
 
 
 @pytest.fixture
-def lively_folder(tmp_path, tokenizer):
-    """Function (family, **config changes) -> folder of a model whose greedy answers wander instead of repeating."""
+def lively(tmp_path, tokenizer):
+    """Function (family, **config changes) -> folder of a lively model."""
 
-    def make(family: str = "qwen2", **changes):
-        folder = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
-        model, generator = tiny_model(family, **changes), torch.Generator().manual_seed(11)
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if "norm" not in name:
-                    p.normal_(0, 1 if "embed" in name else 0.25, generator=generator)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
+    def make(family: str = "qwen2", **changes) -> Path:
+        return lively_folder(tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}", tokenizer, family, **changes)
 
     return make
 
 
 @pytest.fixture
-def loaded(lively_folder) -> Loaded:
-    return load_model(lively_folder(), "fp32")
+def loaded(lively) -> Loaded:
+    return load_model(lively(), "fp32")
 
 
 def theirs(folder, prompt: list[int], stops: list[int], **settings) -> list[int]:
@@ -52,9 +45,9 @@ def theirs(folder, prompt: list[int], stops: list[int], **settings) -> list[int]
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
-def test_greedy_equals_transformers_one_by_one_and_in_a_batch(family, lively_folder):
+def test_greedy_equals_transformers_one_by_one_and_in_a_batch(family, lively):
     changes = {"sliding_window": 6} if family == "mistral" else {}
-    folder = lively_folder(family, **changes)
+    folder = lively(family, **changes)
     loaded = load_model(folder, "fp32")
     expected = [theirs(folder, p, [3], do_sample=False) for p in PROMPTS]
     assert generate(loaded, PROMPTS, GREEDY, [3]) == expected
@@ -62,8 +55,8 @@ def test_greedy_equals_transformers_one_by_one_and_in_a_batch(family, lively_fol
     assert len({tuple(e) for e in expected}) == len(PROMPTS) and max(len(set(e)) for e in expected) > 6, "too plain"
 
 
-def test_another_weight_gives_another_answer(lively_folder, loaded):
-    folder = lively_folder()
+def test_another_weight_gives_another_answer(lively, loaded):
+    folder = lively()
     with torch.no_grad():
         loaded.model.lm_head.weight[17] *= 5
     assert generate(loaded, PROMPTS, GREEDY, [3]) != [theirs(folder, p, [3], do_sample=False) for p in PROMPTS]
@@ -78,8 +71,8 @@ def test_answers_end_before_the_first_stop_token(loaded):
     assert len(answers[0]) == 4
 
 
-def test_sampling_equals_transformers_and_depends_on_the_seed_alone(lively_folder, loaded):
-    folder, state = lively_folder(), torch.get_rng_state()
+def test_sampling_equals_transformers_and_depends_on_the_seed_alone(lively, loaded):
+    folder, state = lively(), torch.get_rng_state()
     torch.manual_seed(7)
     expected = theirs(folder, PROMPTS[0], [3], do_sample=True, temperature=1.5, top_k=0, top_p=1.0)
     torch.set_rng_state(state)

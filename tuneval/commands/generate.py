@@ -11,10 +11,10 @@ from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import GenerateConfig
-from tuneval.data.records import Message
+from tuneval.data.records import BadRow, Message, read_rows
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
-from tuneval.files import read_jsonl, write_jsonl
+from tuneval.files import write_jsonl
 from tuneval.inference.generate import TextStream, check_sampling, choose_template, generate, positions_limit
 
 ROLES = ("system", "user", "assistant")
@@ -23,7 +23,7 @@ ROLES = ("system", "user", "assistant")
 def main(parsed: Parsed) -> None:
     config: GenerateConfig = parsed.config
     _check(config)
-    rows = [{"prompt": config.prompt}] if config.input is None else read_jsonl(config.input)
+    rows = [{"prompt": config.prompt}] if config.input is None else list(read_rows(config.input))
     conversations = _conversations(rows, config)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load)
@@ -71,7 +71,7 @@ def _check(config: GenerateConfig) -> None:
     check_sampling(config.sampling)
 
 
-def _conversations(rows: list[dict[str, Any]], config: GenerateConfig) -> list[list[Message]]:
+def _conversations(rows: list[Any], config: GenerateConfig) -> list[list[Message]]:
     """Messages of every row; with --raw one user message, the text."""
     problems, conversations = Problems(), []
     for number, row in enumerate(rows, 1):
@@ -86,6 +86,8 @@ def _conversations(rows: list[dict[str, Any]], config: GenerateConfig) -> list[l
 
 def _messages(row: Any, config: GenerateConfig) -> list[Message] | str:
     """The row's messages, or what is wrong with it."""
+    if isinstance(row, BadRow):
+        return row.reason
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         return "must be an object with `prompt` or `messages`"
     if "prompt" in row:

@@ -1,0 +1,108 @@
+"""`tuneval generate` through the command line's own entry."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from lively import lively_folder
+
+from tuneval.checkpoints.load import load_model
+from tuneval.cli import main
+from tuneval.config.schema import SamplingConfig
+from tuneval.data.records import Message
+from tuneval.data.template import load_template
+from tuneval.files import read_jsonl, write_jsonl
+from tuneval.inference.generate import generate
+
+FLAGS = ["--dtype", "fp32", "--greedy", "--max-new-tokens", "7"]
+GREEDY = SamplingConfig(max_new_tokens=7, greedy=True)
+TALK = [Message("user", "two plus two?"), Message("assistant", "A B"), Message("user", "C D?")]
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    return lively_folder(tmp_path / "model", tokenizer)
+
+
+def expected(folder, messages: list[Message], template: str = "auto") -> str:
+    loaded = load_model(folder, "fp32")
+    rendered = load_template(template, loaded.tokenizer)
+    tokens = generate(loaded, [rendered.prompt_ids(messages)], GREEDY, rendered.stop_token_ids)[0]
+    return loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def run(folder, *flags: str) -> int:
+    return main(["generate", "--load", str(folder), *FLAGS, *flags])
+
+
+def test_one_prompt(folder, capsys):
+    assert run(folder, "--prompt", "two plus two?") == 0
+    assert capsys.readouterr().out == expected(folder, [Message("user", "two plus two?")]) + "\n"
+
+
+def test_template_and_system_act(folder, capsys):
+    assert run(folder, "--prompt", "two plus two?", "--prompt-type", "qwen", "--system", "You are kind.") == 0
+    messages = [Message("system", "You are kind."), Message("user", "two plus two?")]
+    assert capsys.readouterr().out == expected(folder, messages, "qwen") + "\n"
+
+
+def test_raw_text_goes_in_as_it_is(folder, capsys):
+    assert run(folder, "--prompt", "The answer is", "--raw") == 0
+    loaded = load_model(folder, "fp32")
+    tokens = generate(loaded, [loaded.tokenizer("The answer is")["input_ids"]], GREEDY, [3])[0]
+    assert capsys.readouterr().out == loaded.tokenizer.decode(tokens, skip_special_tokens=True) + "\n"
+
+
+def test_a_file_is_answered_in_its_order_whatever_the_batch(folder, tmp_path, capsys):
+    rows = [
+        {"prompt": text, "id": i}
+        for i, text in enumerate(("You are kind", "What is two plus two?", "A. B. C. D.", "two?"))
+    ]
+    rows.append({"messages": [{"role": m.role, "content": m.content} for m in TALK], "id": 4})
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    answers = [expected(folder, [Message("user", r["prompt"])]) for r in rows[:4]] + [expected(folder, TALK)]
+    for batch_size in ("1", "2", "8"):
+        output = tmp_path / f"out{batch_size}.jsonl"
+        flags = ("--input", str(tmp_path / "in.jsonl"), "--output", str(output), "--batch-size", batch_size)
+        assert run(folder, *flags) == 0
+        assert read_jsonl(output) == [{**row, "response": answer} for row, answer in zip(rows, answers)]
+    capsys.readouterr()
+    assert run(folder, "--input", str(tmp_path / "in.jsonl")) == 0
+    assert [json.loads(line)["response"] for line in capsys.readouterr().out.splitlines()] == answers
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "give one of --prompt TEXT and --input"),
+        (["--prompt", "a", "--input", "b"], "give one of --prompt TEXT and --input"),
+        (["--prompt", "a", "--output", "b"], "--output: goes with --input"),
+        (["--prompt", "a", "--raw", "--system", "b"], "--raw: uses no template, so --system can't act"),
+        (["--prompt", "a", "--temperature", "0"], "--temperature 0.0: must be positive"),
+        (["--prompt", "a", "--prompt-type", "qwne"], "qwen"),
+        (["--prompt", "A. " * 600], "the model has 512 positions"),
+        (["--input", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+    ],
+)
+def test_bad_flags_are_refused(folder, capsys, flags, words):
+    assert run(folder, *flags) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_every_bad_line_is_named_and_nothing_is_written(folder, tmp_path, capsys):
+    rows = [
+        {"prompt": "a"},
+        {"text": "b"},
+        {"messages": "c"},
+        {"messages": [{"role": "user", "content": "d"}, {"role": "assistant", "content": "e"}]},
+        {"prompt": 7},
+    ]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    with open(tmp_path / "in.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"prompt": "torn')
+    assert run(folder, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")) == 2
+    error = capsys.readouterr().err
+    for number in (2, 3, 4, 5, 6):
+        assert f"line {number}: " in error
+    assert "line 1: " not in error and not (tmp_path / "out.jsonl").exists()
