@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -227,8 +228,15 @@ def test_an_earlier_result_is_checked_before_scoring(exam, tmp_path):
     config = EvaluateConfig(
         load=tmp_path / "no-model", task_data_path=exam, output=tmp_path / "o", compare=(tmp_path / "earlier",)
     )
-    with pytest.raises(UserError, match="its shots is 2, here 5; score with 2"):
+    with pytest.raises(UserError, match="shots 2 there, 5 here; score with 2"):
         evaluate(config)
+    with pytest.raises(UserError, match="questions are in this call only"):
+        evaluate(replace(config, shots=2, compare=(limited(exam, tmp_path),)))
+
+
+def limited(exam: Path, tmp_path: Path) -> Path:
+    run(exam, tmp_path / "limited", shots=2, limit=2)
+    return tmp_path / "limited"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tuneval.evaluation.tasks import LETTERS, Exam, categories, load_ceval
 from tuneval.files import write_json
 from tuneval.model.decoder import Decoder
 from tuneval.report import tables
-from tuneval.report.comparison import check_settings, compare_results
+from tuneval.report.comparison import check_comparable, compare_results
 from tuneval.report.records import EvalResult, Prediction, to_dict, write_record, write_records
 
 Scorer = Callable[[list[str], list[str], Callable[[int], object]], list[list[float]]]
@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     exam = load_ceval(config.task_data_path, config.split, subjects, config.limit, config.shots)
     output = _output(config)
     for earlier in config.compare:
-        check_settings(earlier, config)
+        check_comparable(earlier, config, _asked(exam, style, config.shots))
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
@@ -136,6 +136,15 @@ def _check_comparison(config: EvaluateConfig) -> None:
     ]
     if unused:
         raise UserError(f"{', '.join(unused)}: nothing is scored without --load; give --load, or leave it out")
+
+
+def _asked(exam: Exam, style: styles.Style, shots: int) -> dict[tuple[str, str], tuple[str | None, str | None]]:
+    """(subject, id) -> right answer and hash of the prompt."""
+    asked = {}
+    for subject, questions in exam.questions.items():
+        hashes = styles.prompt_sha256(styles.prompts(style, exam, subject, shots))
+        asked |= {(subject, q.id): (q.answer, text_hash) for q, text_hash in zip(questions, hashes, strict=True)}
+    return asked
 
 
 def _output(config: EvaluateConfig) -> Path:

@@ -12,6 +12,8 @@ from tuneval.evaluation import stats
 from tuneval.evaluation.tasks import categories
 from tuneval.report.records import Comparison, EvalResult, Prediction, read_record, read_records
 
+Asked = dict[tuple[str, str], tuple[str | None, str | None]]
+"""(subject, id) of a question -> its right answer and the hash of its prompt."""
 SAME = ("task", "style", "shots", "split")
 """Settings that two results must share; the questions, prompts and answers are compared one by one."""
 
@@ -32,7 +34,7 @@ def compare_results(a: Path, b: Path) -> Comparison:
     a, b = _folder(a), _folder(b)
     (result_a, rows_a), (result_b, rows_b) = _read(a), _read(b)
     _check_same(a, result_a, b, result_b)
-    _check_questions(a, rows_a, b, rows_b)
+    _check_questions(str(a), _asked(rows_a), str(b), _asked(rows_b))
     if result_a.dtype != result_b.dtype:
         console.warn(
             f"{a} was scored in {result_a.dtype}, {b} in {result_b.dtype}; some letters may differ by that alone"
@@ -49,18 +51,30 @@ def compare_results(a: Path, b: Path) -> Comparison:
     )
 
 
-def check_settings(earlier: Path, config: EvaluateConfig) -> None:
-    """Before anything is scored: whether a result with these settings could be compared with an earlier one."""
-    result, _ = _read(earlier)
+def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked) -> None:
+    """Before anything is scored: whether the result to come could be compared with an earlier one.
+
+    Args:
+        earlier: folder of the earlier result.
+        config: settings of the one to come.
+        asked: its questions.
+
+    Raises:
+        UserError: as `compare_results`.
+    """
+    result, rows = _read(earlier)
     problems = Problems()
     for name in SAME:
         theirs, ours = getattr(result, name), getattr(config, name)
-        problems.check(theirs == ours, f"--compare {earlier}: its {name} is {theirs}, here {ours}; score with {theirs}")
+        problems.check(theirs == ours, f"--compare {earlier}: {name} {theirs} there, {ours} here; score with {theirs}")
     problems.raise_if_any()
+    _check_questions(str(earlier), _asked(rows), "this call", asked)
 
 
 _FIGURES = ("n", "a_accuracy", "b_accuracy", "difference", "low", "high", "a_only", "b_only", "p_value")
-Rows = dict[tuple[str, str], Prediction]
+Key = tuple[str, str]
+"""Subject and id of a question."""
+Rows = dict[Key, Prediction]
 
 
 def _folder(path: Path) -> Path:
@@ -86,24 +100,28 @@ def _check_same(a: Path, result_a: EvalResult, b: Path, result_b: EvalResult) ->
     problems.raise_if_any()
 
 
-def _check_questions(a: Path, rows_a: Rows, b: Path, rows_b: Rows) -> None:
+def _asked(rows: Rows) -> Asked:
+    return {key: (row.answer, row.prompt_sha256) for key, row in rows.items()}
+
+
+def _check_questions(a: str, asked_a: Asked, b: str, asked_b: Asked) -> None:
     problems = Problems()
-    for here, there, missing in ((a, b, rows_a.keys() - rows_b.keys()), (b, a, rows_b.keys() - rows_a.keys())):
+    for here, there, missing in (
+        (a, b, asked_a.keys() - asked_b.keys()),
+        (b, a, asked_b.keys() - asked_a.keys()),
+    ):
         if missing:
             problems.add(f"{len(missing)} questions are in {here} only (such as {_example(missing)}), not in {there}")
-    shared = [key for key in rows_a if key in rows_b]
-    for what in ("answer", "prompt_sha256"):
-        other = [key for key in shared if getattr(rows_a[key], what) != getattr(rows_b[key], what)]
-        name = {"answer": "right answers", "prompt_sha256": "prompts"}[what]
-        problems.check(not other, f"the {name} of {len(other)} questions differ (such as {_example(other)})")
+    shared = asked_a.keys() & asked_b.keys()
+    for index, what in enumerate(("right answers", "prompts")):
+        other = [key for key in shared if asked_a[key][index] != asked_b[key][index]]
+        problems.check(not other, f"the {what} of {len(other)} questions differ (such as {_example(other)})")
     if problems.messages:
-        problems.add(
-            f"{a} and {b} did not answer the same questions: score both with the same exam, --subjects, --limit"
-        )
+        problems.add(f"{a} and {b} did not ask the same: score both with the same exam, --subjects and --limit")
     problems.raise_if_any()
 
 
-def _example(keys: Iterable[tuple[str, str]]) -> str:
+def _example(keys: Iterable[Key]) -> str:
     return " ".join(min(keys, default=("", "")))
 
 
