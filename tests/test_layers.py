@@ -12,7 +12,7 @@ config.schema config.flags
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
 training.schedule training.optim training.loop training.log_line
-checkpoints.pickled checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
+checkpoints.pickled checkpoints.streamed checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
 evaluation.tasks evaluation.styles evaluation.score evaluation.stats evaluation.partial
 report.records report.comparison report.tables report.plots report.words report.document report.gather report.findings report.parts.summary report.parts.training report.parts.scores report.parts.samples report.parts.setting report.render commands cli __main__

@@ -1,7 +1,8 @@
-"""Source -> Hugging Face or Megatron folder, streamed: memory holds one tensor, or one rank file, never the model."""
+"""Source -> Hugging Face or Megatron folder, streamed: memory holds one tensor, never a file, let alone the model."""
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tuneval import files
 from tuneval.checkpoints.hf import HfSink, Source, copy_companions, size_of
 from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
-from tuneval.console import progress_bar
+from tuneval.checkpoints.streamed import Pending
+from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
 
@@ -52,7 +54,7 @@ def to_hf(
 def to_mcore(
     source: Source, save: Path, layout: Layout, dtype: torch.dtype | None = None, record: dict | None = None
 ) -> None:
-    """Write a source as Megatron shards with config and tokenizer, one rank file at a time.
+    """Write a source as Megatron shards with config and tokenizer, one tensor at a time.
 
     Args:
         source: any checkpoint of a family that the weight table covers; Megatron of another layout too.
@@ -74,13 +76,18 @@ def to_mcore(
     total = layout.tp * sum(map(len, stages))
     with MegatronSink(save, source.config, layout, stored) as sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
-            tensors = {}
             bar.describe(f"stage {stage}, rank {rank}")
-            for row, local in stages[stage]:
-                tensors[row.megatron_name(local)] = _cast(row.fuse(source.read_slice, layout.tp, rank), dtype)
-                bar.advance()
-            sink.write_rank(stage, rank, tensors)
+            make = partial(_rank_tensor, source, layout.tp, rank, dtype, bar)
+            sink.write_rank(stage, rank, {row.megatron_name(local): make(row) for row, local in stages[stage]})
         _finish(source, sink.folder, dtype, record)
+
+
+def _rank_tensor(source: Source, tp: int, rank: int, dtype: torch.dtype | None, bar: Bar, row: Row) -> Pending:
+    def make() -> torch.Tensor:
+        bar.advance()
+        return _cast(row.fuse(source.read_slice, tp, rank), dtype)
+
+    return Pending(row.rank_shape(tp), dtype or source.dtype(row.hf_names[0]), make)
 
 
 def check_complete(source: Source, table: list[Row]) -> None:

@@ -13,6 +13,7 @@ from tuneval import files
 from tuneval.checkpoints.hf import read_config
 from tuneval.checkpoints.layout import Layout, check_args, make_args, rank_name
 from tuneval.checkpoints.pickled import StoredTensor, safe_load
+from tuneval.checkpoints.streamed import Pending, save
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
 
@@ -107,7 +108,7 @@ class MegatronSource:
 
 
 class MegatronSink:
-    """Writes a Megatron folder, one rank file at a time; the folder appears, whole, when the block ends well."""
+    """Writes a Megatron folder, one tensor at a time; the folder appears, whole, when the block ends well."""
 
     def __init__(self, folder: str | Path, hf_config: Any, layout: Layout, dtype: torch.dtype) -> None:
         self._target, self._layout = Path(folder), layout
@@ -119,15 +120,12 @@ class MegatronSink:
         (self.folder / TRACKER).write_text("1")  # the folder is not public yet: the order does not matter
         return self
 
-    def write_rank(self, stage: int, tp_rank: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Write one rank file. Tensors must be contiguous and own their memory, or their whole storage is written."""
-        for name, tensor in tensors.items():
-            own = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.dtype.itemsize
-            assert tensor.is_contiguous() and own, f"{name} is a view"
+    def write_rank(self, stage: int, tp_rank: int, tensors: dict[str, Pending]) -> None:
+        """Write one rank file; each tensor is made when its turn comes and owns its storage in the file."""
         target = self.folder / "iter_0000001" / rank_name(tp_rank, stage, self._layout.pp)
         target.mkdir(parents=True)
         state = {"args": self._args, "checkpoint_version": 3.0, "iteration": 1, "model": tensors}
-        torch.save(state, target / RANK_FILE)
+        save(state, target / RANK_FILE)
 
     def __exit__(self, *failure: Any) -> None:
         self._stack.__exit__(*failure)

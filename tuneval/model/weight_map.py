@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -178,13 +179,17 @@ class Row:
             Tensor of `rank_shape(tp)`.
         """
         parts, dim = self.parts(tp, rank), self.tp_dim or 0
-        slices, first = {}, {}
+        offsets = list(accumulate((p.stop - p.start for p in parts), initial=0))
+        fused = None
         for t in sorted({p.hf for p in parts}):  # one read a tensor: its parts on one rank lie side by side
-            own = [p for p in parts if p.hf == t]
-            first[t] = own[0].start
-            slices[t] = read_slice(self.hf_names[t], dim, own[0].start, own[-1].stop)
-        pieces = [slices[p.hf].narrow(dim, p.start - first[p.hf], p.stop - p.start) for p in parts]
-        return torch.cat(pieces, dim)
+            own = [(p, at) for p, at in zip(parts, offsets) if p.hf == t]
+            first = own[0][0].start
+            piece = read_slice(self.hf_names[t], dim, first, own[-1][0].stop)
+            fused = torch.empty(self.rank_shape(tp), dtype=piece.dtype) if fused is None else fused
+            for p, at in own:
+                size = p.stop - p.start
+                fused.narrow(dim, at, size).copy_(piece.narrow(dim, p.start - first, size))
+        return fused
 
     def split(
         self, read_rank: Callable[[int, int, int, int], torch.Tensor], tp: int, hf: int, start: int, stop: int
@@ -198,16 +203,18 @@ class Row:
             start: first element along tp_dim (dim 0 where every rank holds all).
             stop: one past the last.
         """
-        dim, pieces = self.tp_dim or 0, []
+        dim, shape, whole_tensor = self.tp_dim or 0, list(self.hf_shapes[hf]), None
+        shape[dim] = stop - start
         for rank in range(1 if self.tp_dim is None else tp):
             at = 0
             for part in self.parts(tp, rank):
                 low, high = max(part.start, start), min(part.stop, stop)
                 if part.hf == hf and low < high:
-                    pieces.append((low, read_rank(rank, dim, at + low - part.start, at + high - part.start)))
+                    piece = read_rank(rank, dim, at + low - part.start, at + high - part.start)
+                    whole_tensor = torch.empty(shape, dtype=piece.dtype) if whole_tensor is None else whole_tensor
+                    whole_tensor.narrow(dim, low - start, high - low).copy_(piece)
                 at += part.stop - part.start
-        pieces.sort(key=lambda piece: piece[0])
-        return torch.cat([tensor for _, tensor in pieces], dim)
+        return whole_tensor
 
 
 @lru_cache(maxsize=4096)

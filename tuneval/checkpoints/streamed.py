@@ -1,0 +1,100 @@
+"""Write a `.pt` file as `torch.save` would, but one tensor at a time: a rank file never has to fit in memory."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ALIGNMENT = 64
+"""torch.save starts every storage at such a byte, so that a mapped file holds aligned elements."""
+_ZIP64_EXTRA = 20
+_STORAGE_TYPES = {
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float16: torch.HalfStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float64: torch.DoubleStorage,
+}
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that is made when its turn to be written comes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Of a contiguous tensor."""
+        strides, step = [], 1
+        for size in reversed(self.shape):
+            strides.append(step)
+            step *= size
+        return tuple(reversed(strides))
+
+
+def save(structure: Any, path: Path) -> None:
+    """Write `structure`, with a contiguous tensor of its own storage for each `Pending` in it.
+
+    Args:
+        structure: containers, plain values, a Namespace, `Pending`s.
+        path: file to write; `torch.load` reads it.
+    """
+    text = io.BytesIO()
+    pickler = _Pickler(text)
+    pickler.dump(structure)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
+        archive.writestr(f"{path.stem}/byteorder", "little")
+        for key, pending in enumerate(pickler.pending):
+            tensor = pending.make()
+            assert (tuple(tensor.shape), tensor.dtype) == (pending.shape, pending.dtype), "not the tensor announced"
+            with archive.open(_aligned(archive, f"{path.stem}/data/{key}"), "w", force_zip64=True) as member:
+                member.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        archive.writestr(f"{path.stem}/version", "3\n")
+
+
+def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """A member whose extra field is as long as it takes for its bytes to start at a multiple of ALIGNMENT."""
+    info = zipfile.ZipInfo(name)
+    start = archive.fp.tell() + 30 + len(name) + 4 + _ZIP64_EXTRA
+    padding = -start % ALIGNMENT
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+    return info
+
+
+class _Storage:
+    def __init__(self, key: int, pending: Pending) -> None:
+        self.key, self.pending = key, pending
+
+
+class _Pickler(pickle.Pickler):
+    """Says `Pending` as torch says a tensor: a call that rebuilds it from a numbered storage."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=2)  # torch.save's own; `weights_only` loading knows no other well
+        self.pending: list[Pending] = []
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Pending):
+            return NotImplemented
+        self.pending.append(value)
+        storage = _Storage(len(self.pending) - 1, value)
+        arguments = (storage, 0, value.shape, value.stride, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Storage):
+            return None
+        count = torch.Size(value.pending.shape).numel()
+        return "storage", _STORAGE_TYPES[value.pending.dtype], str(value.key), "cpu", count
