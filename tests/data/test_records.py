@@ -15,6 +15,9 @@ OPENAI = "OpenAIInstructionHandler"
 ROWS = [{"instruction": "a\n,\"'", "input": "", "output": "一"}, {"instruction": "b", "input": "c", "output": "2"}]
 
 
+ARRAYS = ("array.json", "bom.json", "x.json.xz")
+
+
 def write_csv(path):
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, ROWS[0])
@@ -54,7 +57,9 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path):
     files = [p for p in tmp_path.iterdir() if p.suffix != ".txt"]
     assert len(files) == 9
     for file in files:
-        assert list(read_rows(file)) == ROWS, file
+        totals = []
+        assert list(read_rows(file, totals.append)) == ROWS, file
+        assert totals == ([2] if file.suffix == ".parquet" or file.name in ARRAYS else [])
     assert list(read_rows(tmp_path)) == ROWS * 9
 
 
@@ -184,9 +189,7 @@ def test_unknown_names_come_with_the_known_ones_nearest_first():
         make_handler("AlpacaStyleHandler", None, row)
     with pytest.raises(UserError, match=r"--map-keys promt: unknown\. Known are prompt, "):
         make_handler(ALPACA, {"promt": "instruction"}, row)
-    with pytest.raises(
-        UserError, match=r"--map-keys prompt: no column instructions in the input\. It has instr"
-    ):
+    with pytest.raises(UserError, match=r"--map-keys prompt: no column instructions in the input\. It has instr"):
         make_handler(ALPACA, {"prompt": "instructions"}, row)
     with pytest.raises(UserError, match="3 must be the name of a column"):
         make_handler(ALPACA, {"prompt": 3}, row)

@@ -224,6 +224,14 @@ def test_a_refused_conversation_is_a_bad_row_of_its_own(tokenizer):
     assert results[1].reason == "refused by the chat template"
     with pytest.raises(BadRow):
         template.encode_batch([good, bad])
+    with pytest.raises(UserError, match=r"refuses this conversation of system, user \(no system\)"):
+        template.prompt_ids(bad.messages[:-1])
+
+
+def test_an_empty_answer_in_a_chats_history_is_no_error(tokenizer):
+    ids = load_template("auto", tokenizer).prompt_ids(talk("A", "", "B").messages)
+    own = tokenizer.apply_chat_template(as_dicts(talk("A", "", "B")), add_generation_prompt=True, return_dict=False)
+    assert ids == own
 
 
 def test_fingerprint_follows_the_text_and_names_what_differs(tokenizer):

@@ -96,7 +96,7 @@ class ChatTemplate(Template):
         for form in (content, content.strip(), content.split("</think>")[-1].strip()):
             wanted = form + tail
             at = start if text.startswith(wanted, start) else text.find(wanted, start, limit)
-            if form and at >= 0 and not (self._marker and self._marker in text[start:at]):
+            if at >= 0 and (form or at == start) and not (self._marker and self._marker in text[start:at]):
                 return at + len(wanted)
         raise BadRow(NOT_FOUND)
 
@@ -107,12 +107,14 @@ class ChatTemplate(Template):
 
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """Cut like training's text, so that an earlier answer has the same tokens in chat."""
-        text = self._render_prompts([messages])[0]
-        answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-        if not answers or self.whole:
-            return [Piece(text, False)]
-        prompts = self._render_prompts([messages[:i] for i in answers])
-        return _cut(text, self._spans(text, prompts, [messages[i].content for i in answers]))
+        answers = [] if self.whole else [i for i, m in enumerate(messages) if m.role == "assistant"]
+        try:
+            text, *prompts = self._render_prompts([messages, *(messages[:i] for i in answers)])
+            return _cut(text, self._spans(text, prompts, [messages[i].content for i in answers]))
+        except (TemplateError, TypeError, ValueError, BadRow) as error:
+            raise UserError(
+                f"the chat template refuses this conversation of {', '.join(m.role for m in messages)} ({error})"
+            ) from None
 
     def try_encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
         if not self.whole:

@@ -47,12 +47,14 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     template = load_template(
         config.prompt_type, load_tokenizer(config.tokenizer_name_or_path, not config.tokenizer_not_use_fast)
     )
-    first, rows = with_first(read_rows(config.input), ROWS_LOOKED_AT)
+    totals: list[int] = []
+    first, rows = with_first(read_rows(config.input, totals.append), ROWS_LOOKED_AT)
+    total = totals[0] if totals and len(input_files(config.input)) == 1 else None
     handler = _choose_handler(config, map_keys, first)
     job = Job(handler, template, config.append_eod, config.seq_length - 1 if config.neat_pack else None)
     tally = Tally()
     with _published(config.output_prefix) as (writers, publish):
-        chunks = _with_progress(encode_chunks(rows, job, config.workers), config.log_interval)
+        chunks = _with_progress(encode_chunks(rows, job, config.workers), total, config.log_interval)
         if config.pack:
             _write_packed(chunks, tally, writers, template, config)
         else:
@@ -142,10 +144,10 @@ def _published(prefix: Path) -> Iterator[tuple[dict[str, IndexedWriter], Callabl
         yield writers, publish
 
 
-def _with_progress(chunks: Iterator[Chunk], log_interval: int) -> Iterator[Chunk]:
+def _with_progress(chunks: Iterator[Chunk], total: int | None, log_interval: int) -> Iterator[Chunk]:
     """A bar on a terminal; else a line every `log_interval` records."""
     done, printed, began = 0, 0, time.monotonic()
-    with progress_bar("preprocess, records", every_seconds=float("inf")) as bar:
+    with progress_bar("preprocess, records", total, every_seconds=float("inf")) as bar:
         for chunk in chunks:
             yield chunk
             done += chunk.rows

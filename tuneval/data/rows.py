@@ -45,18 +45,22 @@ def input_files(path: str | Path) -> list[Path]:
     return [path]
 
 
-def read_rows(path: str | Path) -> Iterator[Any]:
+def read_rows(path: str | Path, on_total: Callable[[int], None] = lambda total: None) -> Iterator[Any]:
     """Yield the rows of a file, or of a folder's files one after the other: dicts, where the file is well made.
 
     Everything but a .json array is streamed. A line of a .jsonl file that isn't JSON comes out as a `BadRow`, so that
     one torn line doesn't stop the rest.
+
+    Args:
+        path: a file, or a folder of files.
+        on_total: called with a file's number of rows before they come, where its format tells that.
 
     Raises:
         UserError: a file that can't be read at all.
     """
     for file in input_files(path):
         try:
-            yield from _READERS[_kind(file)](file)
+            yield from _READERS[_kind(file)](file, on_total)
         except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
             raise UserError(f"{file}: damaged compressed file ({error})") from None
         except UnicodeDecodeError as error:
@@ -73,7 +77,7 @@ def _open(path: Path, binary: bool = False) -> IO[Any]:
     return opener(path, "rb") if binary else opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
-def _read_json(path: Path) -> Iterator[Any]:
+def _read_json(path: Path, on_total: Callable[[int], None]) -> Iterator[Any]:
     """A top-level array; or one value a line, which many call .json too."""
     with _open(path) as file:
         first = file.read(1)
@@ -87,10 +91,11 @@ def _read_json(path: Path) -> Iterator[Any]:
             rows = json.load(file)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from None
+    on_total(len(rows))
     yield from rows
 
 
-def _read_jsonl(path: Path) -> Iterator[Any]:
+def _read_jsonl(path: Path, _: Callable[[int], None]) -> Iterator[Any]:
     with _open(path) as file:
         yield from _lines(file)
 
@@ -104,13 +109,13 @@ def _lines(file: IO[str]) -> Iterator[Any]:
                 yield BadRow("not JSON")
 
 
-def _read_csv(path: Path) -> Iterator[Any]:
+def _read_csv(path: Path, _: Callable[[int], None]) -> Iterator[Any]:
     csv.field_size_limit(1 << 30)
     with _open(path) as file:
         yield from csv.DictReader(file)
 
 
-def _read_parquet(path: Path) -> Iterator[Any]:
+def _read_parquet(path: Path, on_total: Callable[[int], None]) -> Iterator[Any]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError:
@@ -121,11 +126,12 @@ def _read_parquet(path: Path) -> Iterator[Any]:
             table = parquet.ParquetFile(source)
         except ArrowInvalid as error:
             raise UserError(f"{path}: not a parquet file ({error})") from None
+        on_total(table.metadata.num_rows)
         for batch in table.iter_batches(batch_size=1024):
             yield from batch.to_pylist()
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Any]]] = {
+_READERS: dict[str, Callable[[Path, Callable[[int], None]], Iterator[Any]]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,

@@ -23,8 +23,8 @@ from tuneval.data.rendering import Template
 from tuneval.data.truncation import kept_positions
 from tuneval.errors import UserError
 
-CHUNK_ROWS = 500
-"""Rows that travel together. Large enough for the tokenizer's batches, small enough for an even load."""
+CHUNK_ROWS = 256
+"""Rows that travel together. Many enough for the tokenizer's batches, few enough for an even load and little memory."""
 
 
 @dataclass(frozen=True)
