@@ -212,7 +212,7 @@ def test_untrusted_text_stays_inside_its_fence(tmp_path):
             outside.append(text)
     assert fenced is None
     assert not any("alert(" in text or "no heading" in text for text in outside)
-    assert r"| a\|b | \<b\>\|\* | " in outside
+    assert r"| a\|b | \<b\>\|\* |" in outside
 
 
 def test_fence_is_longer_than_any_inside():
@@ -333,6 +333,13 @@ def test_what_limits_the_comparison_is_said(tmp_path, change, words):
     assert words in said(lora)
 
 
+def test_a_part_of_the_exam_is_called_so(tmp_path):
+    lora, _, _ = make_all(tmp_path)
+    assert "281 questions of 10 subjects" in said(lora)
+    rewrite(lora / "evaluation" / "ceval-official" / "results.json", config={"limit": 12})
+    assert "at most 12 questions a subject" in report(tmp_path, lora).text
+
+
 def test_no_predictions_no_test(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     (baseline / "predictions.jsonl").unlink()
@@ -343,6 +350,14 @@ def test_other_questions_no_test(tmp_path):
     lora, _, baseline = make_all(tmp_path)
     write_jsonl(baseline / "predictions.jsonl", read_jsonl(baseline / "predictions.jsonl")[:-1])
     assert "hold different questions (only 280 are the same)" in said(lora)
+
+
+def test_the_unit_of_the_loss_follows_the_reduction(tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    assert "Nats per trained token" in report(tmp_path, run).text
+    rewrite(run / "config.json", config={"loss_reduction": "sample"})
+    text = report(tmp_path, run).text
+    assert "each sample's mean" in text and "Nats per trained token" not in text
 
 
 def test_other_prompts_are_said(tmp_path):

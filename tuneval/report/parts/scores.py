@@ -60,6 +60,8 @@ def _conditions(columns: list[Column], t: Words) -> str:
         shots=result.shots,
         dtype=result.dtype,
         n=result.questions,
+        m=len(result.subjects),
+        limit=t("eval_limit", n=result.config["limit"]) if result.config.get("limit") else "",
         seconds=t.seconds(result.seconds),
         ties=ties,
     )

@@ -172,13 +172,14 @@ def _say_score(run: Run, key: ExamKey, gathered: Gathered, t: Words):
     if before is None and after is None:
         return
     accuracies = {name: spell.percent(e.result.micro["accuracy"]) for name, e in _given(before, after)}
-    n = (after or before).result.questions  # type: ignore[union-attr]
+    result = (after or before).result  # type: ignore[union-attr]
+    size = {"n": result.questions, "m": len(result.subjects)}
     if before is None or after is None:
         kind = "say_score_only_after" if after else "say_score_only_before"
         chance = {"chance": spell.percent(after.result.chance)} if after else {}
-        yield t(kind, exam=exam, n=n, **accuracies, **chance)
+        yield t(kind, exam=exam, **size, **accuracies, **chance)
         return
-    yield t("say_score", exam=exam, n=n, chance=spell.percent(after.result.chance), **accuracies)
+    yield t("say_score", exam=exam, **size, chance=spell.percent(after.result.chance), **accuracies)
     tested = pair(before, after)
     yield from say_pair(tested, t("model_before"), t("model_after"), t)
     yield from warnings(before, after, tested, t)

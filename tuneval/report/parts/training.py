@@ -29,7 +29,8 @@ def training_section(gathered: Gathered, t: Words) -> Section:
 
 
 def _figures(runs: list[tuple[int, Run]], t: Words):
-    loss_notes = [t("fig_per_token")]
+    weights = dict.fromkeys(run.record.config.get("loss_reduction", "token") for _, run in runs)
+    loss_notes = [t(f"fig_per_{weight}") for weight in weights]
     loss_notes.append(t("fig_points") if any(run.validations for _, run in runs) else t("fig_no_points"))
     yield _curve_figure("loss", runs, lambda s: s.loss, "{:.2f}".format, t, notes=loss_notes, smooth=True)
     yield _curve_figure("lr", runs, lambda s: s.lr, spell.rate, t, split=True, from_zero=True)
@@ -74,12 +75,14 @@ def _curve_figure(
 
 
 def _time_figure(runs: list[tuple[int, Run]], t: Words) -> Figure:
-    """Loss over the minutes spent: what a run that is faster by the step gains, shows here."""
+    """Loss over the time spent: what a run that is faster by the step gains, shows here."""
     width = smoothing(max(len(run.steps) for _, run in runs))
+    longest = max(sum(s.seconds for s in run.steps) for _, run in runs)
+    unit, seconds = ("minute_axis", 60) if longest >= 180 else ("second_axis", 1)
     series = [
         plots.Series(
             label=run.label,
-            x=[round(total / 60, 3) for total in accumulate(s.seconds for s in run.steps)],
+            x=[round(total / seconds, 3) for total in accumulate(s.seconds for s in run.steps)],
             y=plots.moving_mean([s.loss for s in run.steps], width).tolist(),
             colour=i,
         )
@@ -89,8 +92,8 @@ def _time_figure(runs: list[tuple[int, Run]], t: Words) -> Figure:
         id="figure-time",
         title=t("fig_time"),
         caption=t("fig_time_note", w=width) if width > 1 else t("fig_time_raw"),
-        alt=_alt(t("fig_time"), series, "{:.2f}".format, t("minute_axis"), t),
-        svg=plots.curves(series, name="time", x_label=t("minute_axis"), y_format="{:.2f}".format),
+        alt=_alt(t("fig_time"), series, "{:.2f}".format, t(unit), t),
+        svg=plots.curves(series, name="time", x_label=t(unit), y_format="{:.2f}".format),
         legend=tuple(legend_key(run.label, i) for i, run in runs) if len(runs) > 1 else (),
     )
 
