@@ -168,6 +168,13 @@ def test_order_is_one_generator_over_the_epochs():
     assert sample_order(5, 0, 1, True).tolist() == []
 
 
+def test_padded_epochs_are_whole_batches():
+    assert sample_order(5, 16, 1, False, multiple_of=4).tolist() == [0, 1, 2, 3, 4, 0, 1, 2] * 2
+    generator, epoch = np.random.RandomState(7), np.array([0, 1, 2, 3, 4, 0, 1, 2])
+    generator.shuffle(epoch)
+    assert sample_order(5, 8, 7, True, multiple_of=4).tolist() == epoch.tolist()
+
+
 # --- truncation ---
 
 

@@ -50,8 +50,9 @@ class Plan:
     def order(self, split: int, num_samples: int) -> np.ndarray:
         """[num_samples] indices into the data set, of the train (0), validation (1) or test (2) split."""
         first, end = self.borders[split], self.borders[split + 1]
-        order = sample_order(end - first, num_samples, self.config.log.seed, not self.config.data.no_shuffle)
-        return first + order
+        data = self.config.data
+        multiple = self.config.batch.global_batch_size if data.padded_samples and split == 0 else 1
+        return first + sample_order(end - first, num_samples, self.config.log.seed, not data.no_shuffle, multiple)
 
 
 def make_plan(parsed: Parsed) -> Plan:

@@ -54,6 +54,21 @@ NO_EFFECT: dict[str, str] = {
     "tokenizer-type": "read from the tokenizer's folder",
     "tokenizer-not-use-fast": "the tokenizer only decodes here",
     "stage": "tune is supervised fine-tuning (sft)",
+    "sequence-parallel": "training runs on one process so far",
+    "num-layer-list": "training runs on one process so far",
+    "use-distributed-optimizer": "training runs on one process so far",
+    "overlap-grad-reduce": "training runs on one process so far",
+    "overlap-param-gather": "training runs on one process so far",
+    "lora-fusion": "the same mathematics, and no communication to hide",
+    "no-load-optim": "--load gives weights alone; a run goes on from its own --save",
+    "no-load-rng": "--load gives weights alone; a run goes on from its own --save",
+    "no-save-optim": "checkpoints always hold it, so that a run can go on; --keep-checkpoints limits their number",
+    "no-save-rng": "checkpoints always hold it, so that a run can go on exactly",
+    "exit-on-missing-checkpoint": "a missing checkpoint is always an error",
+    "reset-position-ids": "positions always start again with each sample",
+    "reset-attention-mask": "no sample ever sees another",
+    "neat-pack": "no sample ever sees another",
+    "calculate-per-token-loss": "--loss-reduction token is the default",
 }
 """Megatron flags that are known and change nothing here: flag -> why."""
 
@@ -63,7 +78,9 @@ _SWITCHES = frozenset(
     no-gradient-accumulation-fusion no-masked-softmax-fusion is-instruction-dataset variable-seq-lengths
     no-pad-to-seq-lengths group-query-attention add-qkv-bias disable-bias-linear swiglu
     untie-embeddings-and-output-weights use-rotary-position-embeddings attention-softmax-in-fp32
-    tokenizer-not-use-fast
+    tokenizer-not-use-fast sequence-parallel use-distributed-optimizer overlap-grad-reduce overlap-param-gather
+    lora-fusion no-load-optim no-load-rng no-save-optim no-save-rng exit-on-missing-checkpoint reset-position-ids
+    reset-attention-mask neat-pack calculate-per-token-loss no-pad-to-seq-lengths
     """.split()
 )
 _ONE_PROCESS = ("tensor-model-parallel-size", "pipeline-model-parallel-size")

@@ -122,6 +122,8 @@ class DataConfig:
     """Longest sample, tokens; longer ones are cut as MindSpeed cuts them. Default: the model's limit."""
     no_shuffle: bool = False
     """Take the samples in file order."""
+    padded_samples: bool = False
+    """Fill each epoch up to whole global batches with its first samples, then shuffle (as MindSpeed's 4k scripts)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,7 @@ def split_borders(n: int, split: str) -> tuple[int, int, int, int]:
     return 0, a, b, c
 
 
-def sample_order(num_documents: int, num_samples: int, seed: int, shuffle: bool) -> np.ndarray:
+def sample_order(num_documents: int, num_samples: int, seed: int, shuffle: bool, multiple_of: int = 1) -> np.ndarray:
     """Document of every sample, epoch after epoch; a longer order starts with a shorter one.
 
     Args:
@@ -185,6 +185,7 @@ def sample_order(num_documents: int, num_samples: int, seed: int, shuffle: bool)
         num_samples: samples to draw, train_iters * global batch size.
         seed: of one generator that is carried across the epochs.
         shuffle: False: file order.
+        multiple_of: fill each epoch up to a multiple of this with its first documents (`--padded-samples`).
 
     Returns:
         [num_samples] int64, each below num_documents.
@@ -193,8 +194,9 @@ def sample_order(num_documents: int, num_samples: int, seed: int, shuffle: bool)
     """
     generator = np.random.RandomState(seed)
     epochs = []
-    for _ in range(-(-num_samples // num_documents)):
-        epoch = np.arange(num_documents, dtype=np.int64)
+    length = -(-num_documents // multiple_of) * multiple_of
+    for _ in range(-(-num_samples // length)):
+        epoch = np.arange(length, dtype=np.int64) % num_documents
         if shuffle:
             generator.shuffle(epoch)
         epochs.append(epoch)
