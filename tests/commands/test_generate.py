@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
+import torch
 from lively import lively_folder
+from transformers import AutoModelForCausalLM
 
 from tuneval.checkpoints.load import load_model
 from tuneval.cli import main
@@ -106,3 +109,29 @@ def test_every_bad_line_is_named_and_nothing_is_written(folder, tmp_path, capsys
     for number in (2, 3, 4, 5, 6):
         assert f"line {number}: " in error
     assert "line 1: " not in error and not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_adapter_on_top_answers_as_pefts_model(folder, tmp_path, capsys):
+    """--lora-load on the base, and --load of the adapter alone, answer what peft's own model answers."""
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".lora_B." in name:
+                p.copy_(torch.sin(torch.arange(p.numel()) * 0.7).view_as(p))
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer = load_model(folder, "fp32").tokenizer
+    rendered = load_template("auto", tokenizer)
+    ids = rendered.prompt_ids([Message("user", "two plus two?")])
+    output = model.generate(
+        input_ids=torch.tensor([ids]),
+        max_new_tokens=7,
+        do_sample=False,
+        eos_token_id=list(rendered.stop_token_ids),
+        pad_token_id=1,
+    )
+    answer = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True) + "\n"
+    assert run(folder, "--prompt", "two plus two?", "--lora-load", str(tmp_path / "adapter")) == 0
+    assert capsys.readouterr().out == answer != expected(folder, [Message("user", "two plus two?")]) + "\n"
+    assert run(tmp_path / "adapter", "--prompt", "two plus two?") == 0
+    assert capsys.readouterr().out == answer
