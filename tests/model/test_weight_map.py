@@ -8,12 +8,14 @@ from conftest import tiny_config
 
 from tuneval.errors import Problems, UserError
 from tuneval.model.weight_map import (
+    Row,
     by_query_group,
     check_tensor_parallel,
     gate_then_up,
     hf_modules,
     megatron_targets,
     rows,
+    whole,
 )
 
 FAMILIES = [
@@ -93,6 +95,19 @@ def test_split_undoes_fuse(tp):
             assert torch.equal(row.split(read, tp, i, 0, size), tensors[name])
             middle = tensors[name].narrow(row.tp_dim or 0, 1, size - 2)
             assert torch.equal(row.split(read, tp, i, 1, size - 1), middle)
+
+
+def test_a_large_tensor_is_put_together_block_by_block():
+    row = Row("w", "layer", 0, ("a",), ((6, 1 << 24),), 0, whole, 1, "")  # two rows a block, three a rank
+    tensor = (torch.arange(6 << 24, dtype=torch.int32) % 251).to(torch.uint8).view(6, 1 << 24)
+    reads = []
+
+    def read(rank, dim, start, stop):
+        reads.append((rank, start, stop))
+        return tensor[3 * rank + start : 3 * rank + stop]
+
+    assert torch.equal(row.split(read, 2, 0, 0, 6), tensor)
+    assert reads == [(0, 0, 2), (0, 2, 3), (1, 0, 2), (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -203,18 +203,25 @@ class Row:
             start: first element along tp_dim (dim 0 where every rank holds all).
             stop: one past the last.
         """
-        dim, shape, whole_tensor = self.tp_dim or 0, list(self.hf_shapes[hf]), None
+        dim, shape, tensor = self.tp_dim or 0, list(self.hf_shapes[hf]), None
+        block = _rows_of_a_block(shape) if dim == 0 else shape[dim]
         shape[dim] = stop - start
         for rank in range(1 if self.tp_dim is None else tp):
             at = 0
             for part in self.parts(tp, rank):
                 low, high = max(part.start, start), min(part.stop, stop)
-                if part.hf == hf and low < high:
-                    piece = read_rank(rank, dim, at + low - part.start, at + high - part.start)
-                    whole_tensor = torch.empty(shape, dtype=piece.dtype) if whole_tensor is None else whole_tensor
-                    whole_tensor.narrow(dim, low - start, high - low).copy_(piece)
+                for first in range(low, high, block) if part.hf == hf else ():
+                    size, inside = min(block, high - first), at + first - part.start
+                    piece = read_rank(rank, dim, inside, inside + size)
+                    tensor = torch.empty(shape, dtype=piece.dtype) if tensor is None else tensor
+                    tensor.narrow(dim, first - start, size).copy_(piece)
                 at += part.stop - part.start
-        return whole_tensor
+        return tensor
+
+
+def _rows_of_a_block(shape: list[int]) -> int:
+    """Rows read at a time: some 32 million elements, so that little is in memory beside the result."""
+    return max(1, (1 << 25) // max(1, torch.Size(shape[1:]).numel()))
 
 
 @lru_cache(maxsize=4096)
