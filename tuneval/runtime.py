@@ -9,6 +9,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +63,24 @@ def has_fused_optimizer(device: torch.device) -> bool:
     from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
     return device.type in _get_fused_kernels_supported_devices()
+
+
+def fp32_advantage(dtype: torch.dtype) -> float:
+    """How many times as fast the CPU multiplies fp32 matrices as matrices of `dtype`; takes a fraction of a second.
+
+    Above 1 where the processor has no unit for the type: many laptops for bf16, and servers whose AMX is hidden.
+    """
+    seconds = {}
+    for kind in (dtype, torch.float32):
+        a, b = torch.ones(1024, 1024, dtype=kind), torch.ones(1024, 1024, dtype=kind)
+        a @ b
+        times = []
+        for _ in range(3):
+            started = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - started)
+        seconds[kind] = min(times)
+    return seconds[dtype] / seconds[torch.float32]
 
 
 def peak_memory_bytes() -> int:

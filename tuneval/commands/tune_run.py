@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.checkpoints import resume
 from tuneval.checkpoints.load import load_model
 from tuneval.commands.tune_log import RunLog
@@ -19,7 +19,6 @@ from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
 from tuneval.errors import UserError
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.runtime import peak_memory_bytes
 from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
 
@@ -35,6 +34,7 @@ class TuneRun:
         self.plan, config = plan, plan.config
         self.folder = Path(config.save.save)
         self.progress = Progress()
+        _tell_slow_type(config.precision.dtype)
         console.note(f"loading {config.model.load} as {config.precision.dtype}")
         self.loaded = load_model(config.model.load, config.precision.dtype)
         self.lora_settings: LoraSettings | None = None
@@ -149,8 +149,19 @@ class TuneRun:
             notes.append(f"{self.progress.untrainable} of them without a trainable token")
         if self.progress.skipped:
             notes.append(f"{self.progress.skipped} steps skipped")
-        notes.append(f"peak memory {peak_memory_bytes() / 2**30:.2f} GiB")
+        notes.append(f"peak memory {runtime.peak_memory_bytes() / 2**30:.2f} GiB")
         log.say(f"finished: {result} ({', '.join(notes)})")
+
+
+def _tell_slow_type(dtype: str) -> None:
+    if runtime.device().type != "cpu" or dtype == "fp32":
+        return
+    advantage = runtime.fp32_advantage(runtime.DTYPES[dtype])
+    if advantage > 1.25:
+        console.note(
+            f"--{dtype}: this processor multiplies fp32 matrices {advantage:.1f} times as fast; --fp32 may train "
+            "faster, with twice the memory for weights and activations"
+        )
 
 
 @contextmanager
