@@ -135,3 +135,18 @@ def test_an_adapter_on_top_answers_as_pefts_model(folder, tmp_path, capsys):
     assert capsys.readouterr().out == answer != expected(folder, [Message("user", "two plus two?")]) + "\n"
     assert run(tmp_path / "adapter", "--prompt", "two plus two?") == 0
     assert capsys.readouterr().out == answer
+
+
+def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
+    prompts, before = tmp_path / "prompts.jsonl", tmp_path / "before.jsonl"
+    write_jsonl(prompts, [{"prompt": "two plus two?"}, {"prompt": "The answer is"}])
+    assert run(folder, "--input", str(prompts), "--output", str(before)) == 0
+    assert run(folder, "--input", str(prompts), "--before", str(before), "--max-new-tokens", "3") == 0
+    samples = read_jsonl(folder / "samples.jsonl")
+    earlier = read_jsonl(before)
+    assert [(s["prompt"], s["before"]) for s in samples] == [(e["prompt"], e["response"]) for e in earlier]
+    assert all(e["response"].startswith(s["after"]) and s["after"] for s, e in zip(samples, earlier))
+
+    write_jsonl(prompts, [{"prompt": "two plus two?"}])
+    assert run(folder, "--input", str(prompts), "--before", str(before)) == 2
+    assert "its prompts are not those of --input" in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tuneval import console
@@ -14,8 +16,9 @@ from tuneval.config.schema import GenerateConfig
 from tuneval.data.records import BadRow, Message, read_rows
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
-from tuneval.files import write_jsonl
+from tuneval.files import read_jsonl, write_jsonl
 from tuneval.inference.generate import TextStream, check_sampling, choose_template, generate, positions_limit
+from tuneval.report.records import SampleAnswer
 
 ROLES = ("system", "user", "assistant")
 
@@ -25,6 +28,7 @@ def main(parsed: Parsed) -> None:
     _check(config)
     rows = [{"prompt": config.prompt}] if config.input is None else list(read_rows(config.input))
     conversations = _conversations(rows, config)
+    earlier = None if config.before is None else _earlier_answers(rows, config)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
@@ -36,7 +40,11 @@ def main(parsed: Parsed) -> None:
         _print_answer(loaded, prompts[0], config, stops)
         return
     answers = answer_all(loaded, prompts, config, stops)
-    _write([{**row, "response": answer} for row, answer in zip(rows, answers)], config)
+    if earlier is None:
+        _write([{**row, "response": answer} for row, answer in zip(rows, answers)], config.output)
+        return
+    samples = [SampleAnswer(prompt=r["prompt"], before=b, after=a) for r, b, a in zip(rows, earlier, answers)]
+    _write([asdict(sample) for sample in samples], config.output or config.load / "samples.jsonl")
 
 
 def answer_all(
@@ -64,11 +72,27 @@ def _check(config: GenerateConfig) -> None:
         config.output is None or config.input is not None,
         "--output: goes with --input; the answer to --prompt goes to standard output",
     )
+    problems.check(
+        config.before is None or (config.input is not None and config.load.is_dir()),
+        "--before: goes with --input FILE.jsonl and a run folder to --load",
+    )
     problems.check(config.batch_size >= 1, f"--batch-size {config.batch_size}: must be at least 1")
     given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
     problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
     problems.raise_if_any()
     check_sampling(config.sampling)
+
+
+def _earlier_answers(rows: list[Any], config: GenerateConfig) -> list[str]:
+    """`response` of every row of `--before`, whose prompts must be the input's."""
+    answered = read_jsonl(config.before)
+    same = [row.get("prompt") for row in answered] == [row.get("prompt") for row in rows]
+    if not same or any("prompt" not in row or "response" not in row for row in answered):
+        raise UserError(
+            f"--before {config.before}: its prompts are not those of --input {config.input}. Answer that file with the "
+            "model before tuning: tuneval generate --load MODEL --input FILE --output BEFORE"
+        )
+    return [row["response"] for row in answered]
 
 
 def _conversations(rows: list[Any], config: GenerateConfig) -> list[list[Message]]:
@@ -145,10 +169,10 @@ def _print_answer(loaded: Loaded, prompt: list[int], config: GenerateConfig, sto
     sys.stdout.write("\n")
 
 
-def _write(rows: Iterable[dict[str, Any]], config: GenerateConfig) -> None:
-    if config.output is not None:
-        write_jsonl(config.output, rows)
-        console.note(f"wrote {config.output}")
+def _write(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
+    if output is not None:
+        write_jsonl(output, rows)
+        console.note(f"wrote {output}")
         return
     for line in _lines(rows):
         sys.stdout.write(line)

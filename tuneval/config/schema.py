@@ -317,7 +317,9 @@ class GenerateConfig:
     input: Path | None = None
     """JSON lines with `prompt` or `messages` each."""
     output: Path | None = None
-    """JSON lines: the input's fields and `response`. Default: standard output."""
+    """JSON lines: the input's fields and `response`. Default: standard output; with `--before` RUN/samples.jsonl."""
+    before: Path | None = None
+    """`--output` of the model before tuning, same prompts: write `prompt`, `before`, `after`, for the report."""
     batch_size: int = 8
     """Prompts answered together."""
     raw: bool = False
