@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -69,6 +70,7 @@ def test_all_missing_and_misshapen_tensors_are_named():
         assert part in str(error.value)
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="GPT-2 kept its mask in a buffer beside weights before 5")
 def test_any_decoder_of_transformers_is_built():
     config = GPT2Config(n_embd=48, n_head=6, n_layer=2, vocab_size=160, n_positions=64, bos_token_id=0, eos_token_id=3)
     model = AutoModelForCausalLM.from_config(config).eval()

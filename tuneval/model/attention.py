@@ -14,6 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tuneval.errors import UserError
+
 NAME = "tuneval"
 """What `attn_implementation` and `config._attn_implementation` say to choose this attention."""
 
@@ -51,11 +53,11 @@ def segment_attention(
         [1, T, Hq, D], and None for the attention weights, which never exist.
 
     Raises:
-        ValueError: the model wants something this attention doesn't compute.
+        UserError: the model wants something this attention doesn't compute.
     """
     for name, what in _NOT_COMPUTED.items():
         if kwargs.get(name) is not None:
-            raise ValueError(f'{type(module).__name__} uses {what}, which attention "{NAME}" does not compute')
+            raise UserError(f'{type(module).__name__} uses {what}, which attention "{NAME}" does not compute')
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     lengths = [end - start for start, end in pairwise(segments)]

@@ -81,6 +81,8 @@ class Decoder(torch.nn.Module):
                 hidden = checkpoint(layer, hidden, use_reentrant=False, **arguments)
             else:
                 hidden = layer(hidden, **arguments)
+            if isinstance(hidden, tuple):  # some layers of transformers 4 return their attention weights too
+                hidden = hidden[0]
         return base.norm(hidden)
 
 
