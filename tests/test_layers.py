@@ -14,7 +14,7 @@ model.weight_map model.attention model.build model.decoder model.lora model.loss
 training.schedule training.optim training.loop training.log_line
 checkpoints.pickled checkpoints.streamed checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
-evaluation.tasks evaluation.styles evaluation.score evaluation.stats evaluation.partial
+evaluation.exam_files evaluation.tasks evaluation.styles evaluation.score evaluation.stats evaluation.partial
 report.records report.comparison report.tables report.plots report.words report.document report.gather report.findings report.parts.summary report.parts.training report.parts.scores report.parts.samples report.parts.setting report.render commands cli __main__
 """.split()  # fmt: skip
 

@@ -234,6 +234,29 @@ def test_an_earlier_result_is_checked_before_scoring(exam, tmp_path):
         evaluate(replace(config, shots=2, compare=(limited(exam, tmp_path),)))
 
 
+def test_a_result_is_not_compared_with_itself(exam, tmp_path):
+    run(exam, tmp_path / "earlier")
+    (tmp_path / "file").write_text("")
+    config = EvaluateConfig(load=tmp_path / "no-model", task_data_path=exam, output=tmp_path / "earlier")
+    for earlier in (tmp_path / "earlier", tmp_path / "earlier/results.json"):
+        with pytest.raises(UserError, match="this call's result would take its place; give another --output"):
+            evaluate(replace(config, compare=(earlier,)))
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(UserError, match="file is a file; give a folder"):
+            evaluate(replace(config, output=output))
+
+
+def test_nothing_of_an_earlier_result_stays_in_the_folder(exam, tmp_path, capsys):
+    run(exam, tmp_path / "out")
+    cli.main(["evaluate", "--compare", str(tmp_path / "out"), str(tmp_path / "out")])
+    run(exam, tmp_path / "out", split="test", limit=2)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["predictions.jsonl", "record.json", "submission.json"]
+    assert "submission.json: not every question of the exam is in it" in capsys.readouterr().err
+    run(exam, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.jsonl", "results.json"]
+
+
 def limited(exam: Path, tmp_path: Path) -> Path:
     run(exam, tmp_path / "limited", shots=2, limit=2)
     return tmp_path / "limited"

@@ -176,6 +176,15 @@ def test_too_long_prompts_are_refused(splitter):
     assert tiny_config().max_position_embeddings > 20
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_answer(splitter, value):
+    model = reference("qwen2")
+    with torch.no_grad():
+        model.model.norm.weight[0] = value
+    with pytest.raises(UserError, match=r"question 1 of the subject: the letters' logits are .*give --dtype fp32"):
+        letter_logits(decoder_of(model), splitter, PROMPTS, LETTERS, 4096)
+
+
 def test_the_first_of_equals_wins():
     assert decide({"A": 1.0, "B": 3.0, "C": 3.0, "D": 2.0}) == ("B", 0.0)
     assert decide({"A": -1.0, "B": -3.0}) == ("A", 2.0)

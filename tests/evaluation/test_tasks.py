@@ -165,12 +165,32 @@ def test_files_that_are_no_exam(tmp_path, exam):
     (exam / "val/law_val.csv").write_text('id,question,A,B,C,D,answer\n0,"open', encoding="utf-8")
     with pytest.raises(UserError, match=r"law_val.csv: broken csv in row 2"):
         load_ceval(exam, "val")
+    (exam / "val/law_val.csv").write_text("id,question,A,B,C,D,answer\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"law_val.csv: no row below the header"):
+        load_ceval(exam, "val")
     two = tmp_path / "two.zip"
     with zipfile.ZipFile(two, "w") as archive:
         archive.writestr("a/val/law_val.csv", "")
         archive.writestr("b/val/law_val.csv", "")
     with pytest.raises(UserError, match=r"holds several exams \(a/, b/\)"):
         load_ceval(two)
+
+
+@pytest.mark.parametrize("fault, words", [("damaged", "Bad CRC"), ("encrypted", "is encrypted")])
+def test_a_zip_that_cannot_be_read(exam, fault, words):
+    path = zipped(exam)
+    data = bytearray(path.read_bytes())
+    if fault == "damaged":
+        data[data.index("四".encode())] ^= 1
+    else:
+        for mark, flag in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+            at = data.find(mark)
+            while at >= 0:
+                data[at + flag] |= 1
+                at = data.find(mark, at + 1)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"_(val|dev)\.csv: can't be read \(.*{words}.*fetch the zip again"):
+        load_ceval(path, "val", shots=5)
 
 
 @pytest.mark.real

@@ -52,6 +52,7 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     subjects = tuple(s.strip() for s in (config.subjects or "").split(",") if s.strip())
     exam = load_ceval(config.task_data_path, config.split, subjects, config.limit, config.shots)
     output = _output(config)
+    _check_output(output, config.compare)
     for earlier in config.compare:
         check_comparable(earlier, config, _asked(exam, style, config.shots))
     console.note(f"loading {config.load}")
@@ -95,7 +96,7 @@ def score_exam(
     kept = [partial.subjects[subject] for subject in exam.subjects]
     predictions = [Prediction(**row) for each in kept for row in each["predictions"]]
     result = _result(exam, config, identity, asked, predictions, sum(each["seconds"] for each in kept))
-    _write(output, exam, result, predictions)
+    _write(output, exam, config, result, predictions)
     partial.remove()
     tables.print_result(result, output)
     return result
@@ -156,6 +157,20 @@ def _output(config: EvaluateConfig) -> Path:
     unusual = [config.split] if config.split != "val" else []
     unusual += [f"{config.shots}shot"] if config.shots != 5 else []
     return config.load / "evaluation" / "-".join([config.task, config.style, *unusual])
+
+
+def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
+    """Before an hour of scoring: whether the result can be written, and not over the one to compare with."""
+    problems = Problems()
+    there = next(p for p in (output, *output.absolute().parents) if p.exists() or p.is_symlink())
+    problems.check(there.is_dir(), f"--output {output}: {there} is a file; give a folder")
+    for earlier in compare:
+        folder = earlier.parent if earlier.name == "results.json" else earlier
+        problems.check(
+            folder.resolve() != output.resolve(),
+            f"--compare {earlier}: this call's result would take its place; give another --output",
+        )
+    problems.raise_if_any()
 
 
 def _scorer(loaded: Loaded, config: EvaluateConfig) -> Scorer:
@@ -224,12 +239,14 @@ def _result(
     )
 
 
-def _write(output: Path, exam: Exam, result: EvalResult, predictions: list[Prediction]) -> None:
-    """Predictions first: a folder with its last file is complete.
+def _write(output: Path, exam: Exam, config: EvaluateConfig, result: EvalResult, predictions: list[Prediction]) -> None:
+    """Predictions first: a folder with its last file is complete, so what an earlier call left goes before them.
 
     Where answers are secret there is no results.json, which promises accuracies, but the submission file of C-Eval's
     site and record.json with the same facts.
     """
+    for name in ("results.json", "record.json", "submission.json", "comparison.json"):
+        (output / name).unlink(missing_ok=True)
     write_records(output / "predictions.jsonl", predictions)
     if exam.answered:
         write_record(output / "results.json", result)
@@ -238,3 +255,5 @@ def _write(output: Path, exam: Exam, result: EvalResult, predictions: list[Predi
     if exam.split == "test":
         letters = {s: {str(p.id): p.prediction for p in predictions if p.subject == s} for s in exam.subjects}
         write_json(output / "submission.json", letters)
+        if config.subjects or config.limit:
+            console.warn(f"{output / 'submission.json'}: not every question of the exam is in it (--subjects, --limit)")

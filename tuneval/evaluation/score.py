@@ -6,7 +6,7 @@ T tokens of one packed row `[shared prefix | rest of prompt 1 | rest of prompt 2
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import frexp
+from math import frexp, isfinite
 from typing import Protocol
 
 import torch
@@ -48,7 +48,8 @@ def letter_logits(
         logits have 8 significant bits and often tie).
 
     Raises:
-        UserError: letters that aren't single, distinct tokens; a prompt longer than the model's positions.
+        UserError: letters that aren't single, distinct tokens; a prompt longer than the model's positions; logits that
+            are not finite.
     """
     letters = letter_ids(tokenizer, prompts[0], targets)
     encoded = [list(tokenizer(text)["input_ids"]) for text in prompts]
@@ -59,7 +60,9 @@ def letter_logits(
     with torch.inference_mode():
         for chunk in chunks([len(ids) - prefix for ids in encoded], batch_tokens - prefix):
             last = _last_hidden(model, [encoded[i] for i in chunk], prefix)  # [prompts of the chunk, H]
-            logits += (last.float() @ head.T).tolist()
+            found = (last.float() @ head.T).tolist()
+            _check_finite(found, chunk.start)
+            logits += found
             scored(len(chunk))
     return logits
 
@@ -137,6 +140,16 @@ def _check_lengths(encoded: Sequence[Sequence[int]], config: object) -> None:
             f"question {longest + 1} of the subject: its prompt has {len(encoded[longest])} tokens, the model's limit "
             f"is {limit}; give fewer --shots"
         )
+
+
+def _check_finite(logits: Sequence[Sequence[float]], first: int) -> None:
+    """No letter is the best of NaN; a score made of such would look like any other."""
+    for number, values in enumerate(logits, first + 1):
+        if not all(map(isfinite, values)):
+            raise UserError(
+                f"question {number} of the subject: the letters' logits are {values}, which is no answer; give --dtype "
+                "fp32 (fp16 overflows early), and check that the checkpoint holds no NaN"
+            )
 
 
 def _last_hidden(model: PackedModel, encoded: Sequence[Sequence[int]], prefix: int) -> torch.Tensor:

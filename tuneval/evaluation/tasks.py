@@ -15,13 +15,13 @@ import hashlib
 import io
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 from tuneval.errors import Problems, UserError
+from tuneval.evaluation.exam_files import MAPPING, ExamFiles
 
 LETTERS = ("A", "B", "C", "D")
 CATEGORIES = ("STEM", "Social Science", "Humanities", "Other")
@@ -38,8 +38,6 @@ HARD = frozenset(
     )
 )
 """C-Eval Hard: eight STEM subjects that are also counted as a category of their own."""
-SPLITS = ("dev", "val", "test")
-MAPPING = "subject_mapping.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ def load_ceval(
         UserError: no such exam or split, unknown subjects (with the nearest names), a missing dev file or too few rows
             in it, bad rows (each named by file and row). All problems of the chosen subjects are listed at once.
     """
-    with _Files(path) as files:
+    with ExamFiles(path) as files:
         table = {**built_in_subjects(), **_own_subjects(files)}
         chosen = _choose(files, table, split, subjects)
         problems, digest = Problems(), hashlib.sha256()
@@ -156,7 +154,7 @@ def _subjects(mapping: object, where: str) -> dict[str, Subject]:
     return table
 
 
-def _own_subjects(files: _Files) -> dict[str, Subject]:
+def _own_subjects(files: ExamFiles) -> dict[str, Subject]:
     if MAPPING not in files.names:
         return {}
     where = files.where(MAPPING)
@@ -166,7 +164,7 @@ def _own_subjects(files: _Files) -> dict[str, Subject]:
         raise UserError(f"{where}: not valid JSON ({error})") from None
 
 
-def _choose(files: _Files, table: dict[str, Subject], split: str, wanted: tuple[str, ...]) -> list[str]:
+def _choose(files: ExamFiles, table: dict[str, Subject], split: str, wanted: tuple[str, ...]) -> list[str]:
     """The subjects to read, in the table's order."""
     present = [
         n.split("/")[1].removesuffix(f"_{split}.csv") for n in files.names if re.match(rf"{split}/.+_{split}\.csv$", n)
@@ -192,7 +190,7 @@ def _choose(files: _Files, table: dict[str, Subject], split: str, wanted: tuple[
     return [s for s in table if s in (set(wanted) or set(present)) and s in present]
 
 
-def _check_shots(files: _Files, subject: str, dev: tuple[Question, ...], shots: int, problems: Problems) -> None:
+def _check_shots(files: ExamFiles, subject: str, dev: tuple[Question, ...], shots: int, problems: Problems) -> None:
     name = f"dev/{subject}_dev.csv"
     if shots and name not in files.names:
         problems.add(f"--shots {shots}: {files.where(name)} is missing; add it or give --shots 0")
@@ -200,7 +198,9 @@ def _check_shots(files: _Files, subject: str, dev: tuple[Question, ...], shots: 
         problems.add(f"--shots {shots}: {files.where(name)} has {len(dev)} usable rows; give --shots {len(dev)}")
 
 
-def _read(files: _Files, subject: str, split: str, problems: Problems, digest: hashlib._Hash) -> tuple[Question, ...]:
+def _read(
+    files: ExamFiles, subject: str, split: str, problems: Problems, digest: hashlib._Hash
+) -> tuple[Question, ...]:
     """The questions of one file. Adds to `problems` one line for each bad row, and to `digest` the file."""
     name = f"{split}/{subject}_{split}.csv"
     if name not in files.names:
@@ -216,7 +216,10 @@ def _read(files: _Files, subject: str, split: str, problems: Problems, digest: h
         if missing:
             problems.add(f"{where}: no column {', '.join(missing)}; found {', '.join(header) or 'an empty file'}")
             return ()
-        return tuple(_questions(rows, header, subject, where, problems))
+        known = len(problems.messages)
+        questions = tuple(_questions(rows, header, subject, where, problems))
+        problems.check(questions or len(problems.messages) > known, f"{where}: no row below the header")
+        return questions
     except UnicodeDecodeError as error:
         problems.add(f"{where}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
     except csv.Error as error:
@@ -259,56 +262,3 @@ def _bad(row: dict[str, str], cells: list[str], header: list[str], seen: set[str
     if "answer" in header and row["answer"].strip() not in LETTERS:
         return f"answer {row['answer']!r} is not one of {', '.join(LETTERS)}"
     return None
-
-
-class _Files:
-    """The files of an exam by their names below its root, whether it is a folder or a zip.
-
-    A zip may hold everything below one more folder; archive leftovers such as `__MACOSX` are passed over.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._zip: zipfile.ZipFile | None = None
-        if self.path.is_dir():
-            found = [p for s in SPLITS for p in sorted((self.path / s).glob("*.csv"))]
-            found += [p for p in [self.path / MAPPING] if p.is_file()]
-            self._members = {p.relative_to(self.path).as_posix(): str(p) for p in found}
-        elif self.path.is_file():
-            self._members = self._open_zip()
-        else:
-            raise UserError(f"--task-data-path {self.path}: no such folder or zip")
-
-    def _open_zip(self) -> dict[str, str]:
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile:
-            raise UserError(f"--task-data-path {self.path}: not a zip file; give the exam's folder or zip") from None
-        names = [n for n in self._zip.namelist() if not n.startswith("__MACOSX/") and not n.endswith("/")]
-        roots = {m[1] for n in names if (m := re.match(rf"(.*?)(?:{'|'.join(SPLITS)})/[^/]+\.csv$", n))}
-        if len(roots) > 1:
-            self._zip.close()
-            raise UserError(
-                f"{self.path}: holds several exams ({', '.join(sorted(roots))}); give one of them as a folder"
-            )
-        root = roots.pop() if roots else ""
-        return {n.removeprefix(root): n for n in names if n.startswith(root)}
-
-    @property
-    def names(self) -> dict[str, str]:
-        return self._members
-
-    def read(self, name: str) -> bytes:
-        member = self._members[name]
-        return self._zip.read(member) if self._zip else Path(member).read_bytes()
-
-    def where(self, name: str) -> str:
-        """How an error names a file."""
-        return f"{self.path}!{self._members.get(name, name)}" if self._zip else str(self.path / name)
-
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._zip:
-            self._zip.close()
