@@ -1,0 +1,81 @@
+"""The documentation holds: both languages show the same commands, every command parses, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tuneval import cli
+from tuneval.config import flags, schema
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+PAIRS = [
+    (p, p.with_name(p.name.replace(".md", ".zh-CN.md"))) for p in PAGES if p.with_name(p.stem + ".zh-CN.md").exists()
+]
+ENTRY_FILES = {"preprocess_data.py": "preprocess"}
+
+
+def code_blocks(page: Path) -> list[str]:
+    return re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(block: str) -> list[list[str]]:
+    """Lines of a block as words, continued lines joined, comments dropped."""
+    lines = block.replace("\\\n", " ").splitlines()
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        for at in [i for i, w in enumerate(words) if w in ("&&", "|")][::-1]:
+            found.append(words[at + 1 :])
+            words = words[:at]
+        found.append(words)
+    return [w for w in found if w]
+
+
+def tuneval_commands(page: Path) -> list[list[str]]:
+    """[command, flag, ...] of each tuneval call on the page, entry files with MindSpeed-LLM's names included."""
+    found = []
+    for block in code_blocks(page):
+        for words in commands(block):
+            while words and "=" in words[0]:
+                words = words[1:]
+            if words and words[0] == "tuneval" and words[1] in cli.COMMANDS and "..." not in words:
+                found.append(words[1:])
+            elif len(words) > 1 and Path(words[1]).name in ENTRY_FILES:
+                found.append([ENTRY_FILES[Path(words[1]).name], *words[2:]])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_parses(page):
+    for command, *rest in tuneval_commands(page):
+        config_type = getattr(schema, f"{command.capitalize()}Config")
+        if "--help" not in rest:
+            flags.parse(config_type, cli.positional_as_flags(command, rest), f"tuneval {command}")
+
+
+@pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda p: p.name)
+def test_both_languages_show_the_same_commands(english, chinese):
+    assert tuneval_commands(english) == tuneval_commands(chinese)
+
+
+def test_readmes_open_with_exactly_two_set_up_commands():
+    expected = ["pip install -e . && tuneval quickstart\n", "pip install -e '.[dev]' && pytest\n"]
+    for name in ("README.md", "README.zh-CN.md"):
+        assert code_blocks(ROOT / name)[:2] == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", page.read_text(encoding="utf-8")):
+        path = target[0] or target[1]
+        if not re.match(r"[a-z]+:", path):
+            assert (page.parent / path).exists(), f"{page.name}: {path}"
+
+
+def test_the_parser_of_these_tests_finds_commands():
+    assert len(tuneval_commands(ROOT / "README.md")) >= 8
