@@ -120,3 +120,12 @@ def round_trip(model, tmp_path, tp=2):
     assert convert(tmp_path / "a", tmp_path / "b", "hf") == 0
     assert_same(open_source(model), HfSource(tmp_path / "b"))
     assert main(["verify", str(model), str(tmp_path / "b")]) == 0
+
+
+@pytest.mark.parametrize("load", [".", "iter_0000001"])
+def test_the_checkpoint_being_read_is_kept_wherever_its_config_lies(load, tiny_folder, tmp_path, capsys):
+    hf, shards = tiny_folder(), tmp_path / "shards"
+    assert convert(hf, shards, "mcore", *layout(2, 2)) == 0
+    assert convert(shards / load, shards, "mcore", "--hf-cfg-dir", hf) == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert (shards / "iter_0000001" / "mp_rank_01_001").is_dir()

@@ -110,9 +110,18 @@ def check_target(save: Path, source: Source) -> None:
     """Refuse to replace a folder that is not an earlier result of this command, or the one that is being read."""
     if not save.exists() or (save.is_dir() and not any(save.iterdir())):
         return
-    read = {Path(f).resolve() for f in (source.folder, getattr(source, "adapter", None)) if f is not None}
-    if save.resolve() in read or not (save / RECORD).is_file():
+    target = save.resolve()
+    is_read = any(target in (folder, *folder.parents) for folder in _folders_read(source))
+    if is_read or not (save / RECORD).is_file():
         raise UserError(f"--save {save}: is there already and would be replaced. Choose another folder, or remove it.")
+
+
+def _folders_read(source: Source) -> list[Path]:
+    """Every folder that weights or config come from: a Megatron checkpoint's config may lie elsewhere."""
+    named = (getattr(source, attribute, None) for attribute in ("folder", "iteration_folder", "adapter"))
+    own = [Path(folder).resolve() for folder in named if folder is not None]
+    base = getattr(source, "base", None)
+    return own if base is None else own + _folders_read(base)
 
 
 def _written_bytes(source: Source, dtype: torch.dtype | None, layout: Layout | None = None) -> int:
