@@ -199,3 +199,28 @@ def test_unknown_names_come_with_the_known_ones_nearest_first():
         make_handler("auto", None, {"text": "x"})
     with pytest.raises(UserError, match="no column conversations with the messages"):
         make_handler(SHAREGPT, None, {"text": "x"})
+
+
+def test_half_a_character_is_a_bad_row():
+    handler = make_handler("auto", None, {"instruction": "a", "output": "b"})
+    with pytest.raises(BadRow, match="half a character"):
+        handler({"instruction": "x \ud83d", "output": "b"}, 0)
+
+
+def test_messages_column_must_be_a_name():
+    with pytest.raises(UserError):
+        make_handler("auto", {"messages": ["a"]}, {"instruction": "a", "output": "b"})
+
+
+def test_missing_prompt_column_is_named_although_the_query_is_there():
+    with pytest.raises(UserError, match="no column instruction for the prompt: the input has input, output"):
+        make_handler("auto", None, {"input": "a", "output": "b"})
+
+
+def test_damaged_gzip_and_endless_brackets(tmp_path):
+    raw = gzip.compress(json.dumps([{"instruction": "a" * i, "output": "b" * i} for i in range(1, 300)]).encode())
+    (tmp_path / "a.json.gz").write_bytes(raw[:100] + b"\x00\x01\x02\xff\xff" + raw[105:])
+    with pytest.raises(UserError, match="damaged compressed file"):
+        list(read_rows(tmp_path / "a.json.gz"))
+    (tmp_path / "b.jsonl").write_text("[" * 100_000 + "\n")
+    assert [r.reason for r in read_rows(tmp_path / "b.jsonl")] == ["not JSON"]

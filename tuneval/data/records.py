@@ -139,6 +139,10 @@ def _check_row(row: Any, required: tuple[str, ...]) -> None:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadRow("wrong type")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON's \ud83d without its other half: no tokenizer takes it
+        raise BadRow("half a character") from None
     return value
 
 
@@ -207,7 +211,7 @@ def nearest_first(name: str, known: list[str]) -> list[str]:
 
 def _kind_by_columns(map_keys: dict[str, Any], row: dict[str, Any]) -> str:
     column = map_keys.get("messages") or next((c for c in ("messages", "conversations") if c in row), None)
-    if column is None:
+    if not isinstance(column, str):
         return "AlpacaStyleInstructionHandler"
     turns = row.get(column)
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
@@ -224,7 +228,8 @@ def _make_alpaca(map_keys: dict[str, Any], row: dict[str, Any], auto: bool) -> H
         columns.update({c: c for c in ("history", "system") if c in row})
     columns.update(map_keys)
     for attribute in ("prompt", "response"):
-        if columns[attribute] not in row and not (attribute == "prompt" and columns["query"]):
+        switched_off = attribute == "prompt" and columns["prompt"] == "" and columns["query"]
+        if columns[attribute] not in row and not switched_off:
             raise UserError(
                 f"no column {columns[attribute] or '(none)'} for the {attribute}: "
                 f"the input has {', '.join(row) or 'none'}. "

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -61,7 +62,7 @@ def read_rows(path: str | Path, on_total: Callable[[int], None] = lambda total: 
     for file in input_files(path):
         try:
             yield from _READERS[_kind(file)](file, on_total)
-        except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise UserError(f"{file}: damaged compressed file ({error})") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 text ({error})") from None
@@ -105,7 +106,7 @@ def _lines(file: IO[str]) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):  # the second: brackets without end
                 yield BadRow("not JSON")
 
 
