@@ -26,7 +26,7 @@ def main(parsed: Parsed) -> int:
 
 
 def from_hugging_face(config: DownloadConfig, folder: Path, patterns: list[str]) -> None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     endpoint = os.environ.get("HF_ENDPOINT", "the default hub")
@@ -35,6 +35,8 @@ def from_hugging_face(config: DownloadConfig, folder: Path, patterns: list[str])
         "and --source modelscope another hub. The same command continues where it stopped."
     )
     try:
+        # Without an answer from the hub, snapshot_download takes any folder that is there for the whole.
+        HfApi().repo_info(config.id, revision=config.revision)
         snapshot_download(config.id, revision=config.revision, local_dir=folder, allow_patterns=patterns)
     except HFValidationError as error:
         raise UserError(f"--id {config.id}: {error}") from None
