@@ -88,3 +88,9 @@ def test_flags_of_a_command_are_unique():
         if dataclasses.is_dataclass(name):
             known = flags._known_flags(name)
             assert len(known) == len(set(known)), name
+
+
+def test_preprocess_flags_without_effect_say_why():
+    words = "--input a.json --tokenizer-name-or-path t --output-prefix p --n-subs 2 --overwrite-cache --json-keys text"
+    parsed = flags.parse(schema.PreprocessConfig, words.split(), "tuneval preprocess")
+    assert [n.split(":")[0] for n in parsed.notices] == ["--n-subs", "--overwrite-cache", "--json-keys"]

@@ -69,6 +69,18 @@ NO_EFFECT: dict[str, str] = {
     "reset-attention-mask": "no sample ever sees another",
     "neat-pack": "no sample ever sees another",
     "calculate-per-token-loss": "--loss-reduction token is the default",
+    "n-subs": "the input is streamed, so it need not be split",
+    "overwrite-cache": "preprocess keeps no cache",
+    "cache-dir": "preprocess keeps no cache",
+    "streaming": "records are always streamed",
+    "dataset-impl": "token files are always memory-mapped",
+    "json-keys": "names the columns of pretraining; --map-keys names those of instructions",
+    "pad-vocab-size-to": "token files do not depend on it",
+    "vocab-file": "read from the tokenizer's folder",
+    "merge-file": "read from the tokenizer's folder",
+    "tokenizer-model": "read from the tokenizer's folder",
+    "placeholder-token": "belongs to reward models",
+    "reward-tokens": "belongs to reward models",
 }
 """Megatron flags that are known and change nothing here: flag -> why."""
 
@@ -80,7 +92,7 @@ _SWITCHES = frozenset(
     untie-embeddings-and-output-weights use-rotary-position-embeddings attention-softmax-in-fp32
     tokenizer-not-use-fast sequence-parallel use-distributed-optimizer overlap-grad-reduce overlap-param-gather
     lora-fusion no-load-optim no-load-rng no-save-optim no-save-rng exit-on-missing-checkpoint reset-position-ids
-    reset-attention-mask neat-pack calculate-per-token-loss no-pad-to-seq-lengths
+    reset-attention-mask neat-pack calculate-per-token-loss overwrite-cache streaming
     """.split()
 )
 _ONE_PROCESS = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
