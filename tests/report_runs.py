@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (records and answers stand whole)
 """Run folders and evaluations as the real ones look, made on the spot: deterministic, no model needed."""
 
 from __future__ import annotations

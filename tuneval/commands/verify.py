@@ -93,7 +93,7 @@ def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
     """Run a fixed text through both models, one after the other, each in its stored type.
 
     Returns:
-        Whether the logits are the same bit for bit, and a line about them.
+        Whether the logits are the same but for roundings of the stored type, and a line about them.
     """
     ids = _text_ids(a, b)
     try:
@@ -103,7 +103,9 @@ def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
     if first.shape != second.shape:
         return False, f"shapes {list(first.shape)} and {list(second.shape)}"
     largest = (first - second).abs().max().item()
-    same = torch.equal(first, second)
+    # Equal weights at other addresses may be summed in another order: a few roundings of the stored type are allowed.
+    roundings = 8 * torch.finfo(a.dtype(a.names()[0])).eps
+    same = largest <= roundings * first.abs().max().item()
     return same, f"{ids.shape[1]} tokens, largest difference {largest:.3g}"
 
 

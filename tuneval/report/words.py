@@ -1,4 +1,3 @@
-# ruff: noqa: E501 (sentences stand whole)
 """Every word of the report in both languages, one table, and how figures are spelled."""
 
 from __future__ import annotations
