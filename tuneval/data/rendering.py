@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class Piece(NamedTuple):
     trained: bool
 
 
-class Template:
+class Template(ABC):
     """What both kinds of template share: pieces of text in, ids and labels out."""
 
     name: str
@@ -77,11 +78,13 @@ class Template:
         encoded = self._encode_pieces([self._prompt_pieces(messages)])[0]
         return encoded.input_ids
 
+    @abstractmethod
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
-        raise NotImplementedError
+        """What each conversation is made of, or why the template refuses it."""
 
+    @abstractmethod
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
-        raise NotImplementedError
+        """What an unfinished conversation is made of."""
 
     def _encode_pieces(self, batch: list[list[Piece] | BadRow]) -> list[Encoded | BadRow]:
         texts = {p.text: None for pieces in batch if not isinstance(pieces, BadRow) for p in pieces}
