@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
 config.schema config.flags
+parallel.mesh
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
 training.schedule training.optim training.loop training.log_line

@@ -202,6 +202,51 @@ class PrecisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one model is spread over processes: tensor x pipeline x data, in Megatron's order of ranks."""
+
+    tensor_model_parallel_size: int = 1
+    """Processes that share every layer. Must divide the attention heads."""
+    pipeline_model_parallel_size: int = 1
+    """Stages, each with some of the layers. What is left of the processes is data-parallel."""
+    num_layer_list: str | None = None
+    """Layers of each stage, such as 13,11. Default: even."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """Interleaved schedule: layers of one chunk; a stage then holds several chunks. Default: one chunk a stage."""
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of forward and backward passes: `1f1b` keeps few activations, `gpipe` those of the whole step."""
+    sequence_parallel: bool = False
+    """Split what lies between tensor-parallel layers over their processes by tokens: less memory, same traffic."""
+    use_distributed_optimizer: bool = False
+    """Split the optimizer's state over data-parallel processes: `--data-parallel-sharding optimizer`."""
+    data_parallel_sharding: Literal["none", "optimizer", "full"] | None = None
+    """What data-parallel processes split: nothing, the optimizer's state, or weights and gradients too. Default: none."""
+
+    @property
+    def sharding(self) -> Literal["none", "optimizer", "full"]:
+        """What data-parallel processes split."""
+        return self.data_parallel_sharding or ("optimizer" if self.use_distributed_optimizer else "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """How many processes run, and where; torchrun is started where this command is not under it already."""
+
+    nproc_per_node: int | None = None
+    """Processes on this machine. Default: 1, or what the torchrun around this command started."""
+    nnodes: int = 1
+    """Machines; the same command runs on each, with its own `--node-rank`."""
+    node_rank: int = 0
+    """Number of this machine, from 0."""
+    master_addr: str = "localhost"
+    """Address of machine 0."""
+    master_port: int | None = None
+    """Port on machine 0. Default: a free one, on several machines 29500."""
+    distributed_timeout_minutes: float = 10.0
+    """Longest wait of one process for another, minutes; at the start at most 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     lora_r: int | None = None
     """Rank. LoRA is on where this or `--lora-target-modules` is given (rank 16 then)."""

@@ -1,0 +1,276 @@
+"""Sizes -> who holds what: the layout of a model over processes, checked before a weight is read, and its device mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+from typing import Any, Literal
+
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from tuneval.config.schema import ParallelConfig
+from tuneval.errors import Problems
+
+TP_FLAG, PP_FLAG = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
+LIST_FLAG, VPP_FLAG = "--num-layer-list", "--num-layers-per-virtual-pipeline-stage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one model is spread over processes. Megatron's order of ranks: TP fastest, then DP, then PP."""
+
+    tensor: int = 1
+    """Processes that share each layer."""
+    pipeline: int = 1
+    """Stages."""
+    data: int = 1
+    """Copies of the model, each with its part of the global batch."""
+    sequence_parallel: bool = False
+    layers: tuple[tuple[int, ...], ...]
+    """Layer numbers of each global chunk, in the model's order; chunk c runs on stage c % pipeline."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Interleaved where a stage has several chunks."""
+    sharding: Literal["none", "optimizer", "full"] = "none"
+    """What data-parallel processes split: nothing, the optimizer's state, or weights and gradients too."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def chunks_per_stage(self) -> int:
+        """Above 1: virtual pipeline stages."""
+        return len(self.layers) // self.pipeline
+
+    def chunks_of(self, stage: int) -> list[int]:
+        """Global chunks that a stage holds, in the order it runs them."""
+        return list(range(stage, len(self.layers), self.pipeline))
+
+    def __str__(self) -> str:
+        words = [f"TP {self.tensor}{' with SP' if self.sequence_parallel else ''}", f"PP {self.pipeline}"]
+        words.append(f"DP {self.data}" + (f" ({self.sharding} sharded)" if self.sharding != "none" else ""))
+        if self.chunks_per_stage > 1:
+            words[1] += f" with {self.chunks_per_stage} chunks a stage"
+        return " x ".join(words)
+
+
+class Mesh:
+    """The processes as a grid ("pp", "dp", "tp"), and this process's place in it.
+
+    Args:
+        layout: sizes; their product is the world size.
+        device_type: of the tensors, such as `runtime.device().type`.
+
+    Without a process group (one process, layout of size 1) there is no grid: `grid`, `tp`, `dp` and `pp` are None.
+    """
+
+    def __init__(self, layout: Layout, device_type: str = "cpu") -> None:
+        self.layout = layout
+        self.grid: DeviceMesh | None = None
+        if layout.world_size > 1:
+            sizes = (layout.pipeline, layout.data, layout.tensor)
+            self.grid = init_device_mesh(device_type, sizes, mesh_dim_names=("pp", "dp", "tp"))
+
+    @property
+    def tp(self) -> DeviceMesh | None:
+        """The processes that share this one's layers (one-dimensional; of size 1 where only others are split)."""
+        return self.grid["tp"] if self.grid is not None else None
+
+    @property
+    def dp(self) -> DeviceMesh | None:
+        """The processes that hold the same weights and see other samples."""
+        return self.grid["dp"] if self.grid is not None else None
+
+    @property
+    def pp(self) -> DeviceMesh | None:
+        """The stages this process's samples pass through."""
+        return self.grid["pp"] if self.grid is not None else None
+
+    @property
+    def tp_rank(self) -> int:
+        return self._rank("tp")
+
+    @property
+    def dp_rank(self) -> int:
+        return self._rank("dp")
+
+    @property
+    def stage(self) -> int:
+        """Pipeline stage of this process, from 0."""
+        return self._rank("pp")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process holds the embedding."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this process holds the final norm and the head, and computes the loss."""
+        return self.stage == self.layout.pipeline - 1
+
+    def _rank(self, axis: str) -> int:
+        return self.grid.get_local_rank(axis) if self.grid is not None else 0
+
+
+def make_layout(
+    parallel: ParallelConfig,
+    hf_config: Any,
+    world_size: int,
+    problems: Problems,
+    global_batch_size: int | None = None,
+) -> Layout:
+    """The layout that the flags ask for. Everything that does not fit is added to `problems`, with what would.
+
+    Args:
+        parallel: the flags.
+        hf_config: the model's.
+        world_size: processes.
+        problems: where problems are collected; the returned layout is of use only where none was added.
+        global_batch_size: samples of a step, where there are steps.
+    """
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    before = len(problems.messages)
+    for flag, size in ((TP_FLAG, tp), (PP_FLAG, pp)):
+        problems.check(size >= 1, f"{flag} {size}: must be at least 1")
+    _check_sharding(parallel, problems)
+    if len(problems.messages) > before:
+        return Layout(layers=(tuple(range(hf_config.num_hidden_layers)),))
+    _check_tensor(tp, hf_config, problems)
+    layers = _layers(parallel, hf_config.num_hidden_layers, problems)
+    data = _data_parallel(tp, pp, world_size, problems)
+    _check_batch(global_batch_size, data, problems)
+    return Layout(
+        tensor=tp,
+        pipeline=pp,
+        data=data,
+        sequence_parallel=parallel.sequence_parallel and tp > 1,
+        layers=layers,
+        schedule=parallel.pipeline_schedule,
+        sharding=parallel.sharding if data > 1 else "none",
+    )
+
+
+def _check_sharding(parallel: ParallelConfig, problems: Problems) -> None:
+    problems.check(
+        not (parallel.use_distributed_optimizer and parallel.data_parallel_sharding == "none"),
+        "--use-distributed-optimizer and --data-parallel-sharding none: give one of them",
+    )
+
+
+def _check_tensor(tp: int, hf_config: Any, problems: Problems) -> None:
+    """Query heads must divide evenly. KV heads need not (a process then keeps the ones its queries use), and rows of
+
+    FFN and vocabulary need not (the last process holds fewer), as long as every process holds one.
+    """
+    heads = hf_config.num_attention_heads
+    if heads % tp:
+        problems.add(f"{TP_FLAG} {tp}: the model has {heads} attention heads, {heads} % {tp} = {heads % tp}. "
+                     f"Choose {_either(_divisors(heads))}")  # fmt: skip
+    for what, size in (("FFN rows", hf_config.intermediate_size), ("words", hf_config.vocab_size)):
+        each = -(-size // tp)
+        problems.check(
+            each * (tp - 1) < size,
+            f"{TP_FLAG} {tp}: the model has {size} {what}, {each} for each process, so the last would have none. "
+            f"Choose a divisor of {size}",
+        )
+
+
+def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[tuple[int, ...], ...]:
+    """Layer numbers of each global chunk."""
+    pp, listed, each = (
+        parallel.pipeline_model_parallel_size,
+        parallel.num_layer_list,
+        parallel.num_layers_per_virtual_pipeline_stage,
+    )
+    counts = (layers,)
+    if pp > layers:
+        problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose {_either(_divisors(layers))}")
+    elif listed is not None and each is not None:
+        problems.add(f"{LIST_FLAG} and {VPP_FLAG}: give one of them")
+    elif each is not None:
+        counts = _virtual(pp, each, layers, problems)
+    elif listed is not None:
+        counts = _listed(listed, pp, layers, problems)
+    elif layers % pp:
+        problems.add(
+            f"{PP_FLAG} {pp}: the model has {layers} layers, {layers} % {pp} = {layers % pp}. "
+            f"Choose {_either(_divisors(layers))}, or add {LIST_FLAG} {even_list(layers, pp)}"
+        )
+    else:
+        counts = (layers // pp,) * pp
+    bounds = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    return tuple(tuple(range(a, b)) for a, b in pairwise(bounds))
+
+
+def _virtual(pp: int, each: int, layers: int, problems: Problems) -> tuple[int, ...]:
+    if pp == 1:
+        problems.add(f"{VPP_FLAG} {each}: goes with {PP_FLAG} above 1; there is one stage")
+    elif each < 1 or layers % (pp * each) or layers == pp * each:
+        fitting = [n for n in _divisors(layers // pp) if n < layers // pp] if layers % pp == 0 else []
+        remedy = f"Choose {_either(fitting)}" if fitting else f"Leave it out, or choose another {PP_FLAG}"
+        problems.add(
+            f"{VPP_FLAG} {each}: {layers} layers on {pp} stages must make two or more chunks of {each} on each. {remedy}"
+        )
+    else:
+        return (each,) * (layers // each)
+    return (layers,)
+
+
+def _listed(text: str, pp: int, layers: int, problems: Problems) -> tuple[int, ...]:
+    example = f"For example {even_list(layers, pp)}"
+    try:
+        counts = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        problems.add(f"{LIST_FLAG} {text}: must be whole numbers with commas. {example}")
+        return (layers,)
+    problems.check(len(counts) == pp, f"{LIST_FLAG} {text}: {len(counts)} stages, but {PP_FLAG} is {pp}. {example}")
+    problems.check(
+        sum(counts) == layers, f"{LIST_FLAG} {text}: adds up to {sum(counts)}, the model has {layers}. {example}"
+    )
+    problems.check(min(counts) > 0, f"{LIST_FLAG} {text}: every stage needs a layer. {example}")
+    return counts
+
+
+def even_list(layers: int, pp: int) -> str:
+    """`--num-layer-list` of stages that differ by at most one layer, the first ones longer."""
+    each, more = divmod(layers, pp)
+    return ",".join(str(each + (stage < more)) for stage in range(pp))
+
+
+def _data_parallel(tp: int, pp: int, world_size: int, problems: Problems) -> int:
+    model = tp * pp
+    if world_size % model == 0:
+        return world_size // model
+    sizes = f"{TP_FLAG} {tp} x {PP_FLAG} {pp}"
+    if world_size < model:
+        remedy = f"Start {model}, 2 x {model}, ... of them with --nproc-per-node and --nnodes"
+    else:
+        remedy = f"Start {world_size // model * model} or {(world_size // model + 1) * model}"
+        fitting = gcd(world_size, model)
+        remedy += f", or choose sizes whose product divides {world_size}, such as {fitting}" if fitting > 1 else ""
+    problems.add(f"{sizes}: needs {model} processes or a multiple; {_processes(world_size)}. {remedy}")
+    return 1
+
+
+def _check_batch(global_batch_size: int | None, data: int, problems: Problems) -> None:
+    problems.check(
+        global_batch_size is None or global_batch_size >= data,
+        f"--global-batch-size {global_batch_size}: {data} data-parallel processes need a sample each. Give {data} or "
+        f"more, or fewer processes",
+    )
+
+
+def _processes(count: int) -> str:
+    return "there is one process" if count == 1 else f"there are {count} processes"
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _either(numbers: list[int]) -> str:
+    """`1, 2 or 4`."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} or {last}" if most else last
