@@ -69,6 +69,8 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -80,7 +82,10 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 def read_jsonl(path: str | Path) -> list[dict]:
     """Rows of a JSON-lines file. A torn last line (a killed writer) is left out; a torn inner line is an error."""
     # Not splitlines(): U+2028 and U+0085 stand unescaped inside JSON texts.
-    lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:

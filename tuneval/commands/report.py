@@ -18,6 +18,9 @@ def main(parsed: Parsed) -> int:
         config.output.suffix.lower() in (".html", ".htm"),
         f"--output {config.output}: must end in .html; the Markdown twin is written beside it",
     )
+    there = next(p for p in (config.output.parent, *config.output.absolute().parents) if p.exists())
+    problems.check(there.is_dir(), f"--output {config.output}: {there} is a file; choose another place")
+    problems.check(not config.output.is_dir(), f"--output {config.output}: is a folder; name a file")
     problems.raise_if_any()
     for path in write_report(config.runs, config.output, config.lang, config.title, config.baseline):
         console.out.print(str(path), markup=False)

@@ -10,7 +10,8 @@ from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation import stats
 from tuneval.evaluation.tasks import categories
-from tuneval.report.records import Comparison, EvalResult, Prediction, read_record, read_records
+from tuneval.report.checks import read_predictions, read_result
+from tuneval.report.records import Comparison, EvalResult, Prediction
 
 Asked = dict[tuple[str, str], tuple[str | None, str | None]]
 """(subject, id) of a question -> its right answer and the hash of its prompt."""
@@ -88,8 +89,12 @@ def _read(path: Path) -> tuple[EvalResult, Rows]:
             " (its split's answers are secret, so it has no accuracy)" if (folder / "record.json").is_file() else ""
         )
         raise UserError(f"--compare {path}: no results.json in it{secret}; give the folder of an evaluation's result")
-    rows = read_records(Prediction, folder / "predictions.jsonl")
-    return read_record(EvalResult, folder / "results.json"), {(row.subject, str(row.id)): row for row in rows}
+    rows = read_predictions(folder / "predictions.jsonl")
+    if not rows:
+        raise UserError(
+            f"{folder / 'predictions.jsonl'}: holds no question, so nothing can be compared; evaluate again"
+        )
+    return read_result(folder / "results.json"), {(row.subject, str(row.id)): row for row in rows}
 
 
 def _check_same(a: Path, result_a: EvalResult, b: Path, result_b: EvalResult) -> None:

@@ -31,8 +31,9 @@ class Curve:
     tokens: int
     trained_tokens: int
     seconds: float
+    """NaN where a step's time is not recorded."""
     tokens_per_second: float
-    """Of the median step."""
+    """Of the median step; NaN where none is recorded."""
     peak_memory_bytes: int
     max_grad_norm: float | None
 
@@ -43,6 +44,7 @@ def curve(steps: tuple[Step, ...]) -> Curve | None:
         return None
     window = max(1, min(10, len(steps) // 10))
     losses = [s.loss for s in steps]
+    speeds = [s.tokens_per_second for s in steps if math.isfinite(s.tokens_per_second)]
     norms = [s.grad_norm for s in steps if s.grad_norm is not None and math.isfinite(s.grad_norm)]
     return Curve(
         steps=steps[-1].step,
@@ -54,7 +56,7 @@ def curve(steps: tuple[Step, ...]) -> Curve | None:
         tokens=sum(s.tokens for s in steps),
         trained_tokens=sum(s.trained_tokens for s in steps),
         seconds=sum(s.seconds for s in steps),
-        tokens_per_second=median(s.tokens_per_second for s in steps),
+        tokens_per_second=median(speeds) if speeds else math.nan,
         peak_memory_bytes=max(s.peak_memory_bytes for s in steps),
         max_grad_norm=max(norms, default=None),
     )
@@ -90,8 +92,9 @@ def pair(a: Evaluation, b: Evaluation) -> Pair:
         The test, unless the question files differ, the predictions are not there, or the answers are secret.
     """
     for one in (a, b):
-        if one.predictions is None:
-            return Pair(reason="why_no_predictions", reason_values={"where": str(one.folder)})
+        if not one.predictions:
+            reason = "why_no_predictions" if one.predictions is None else "why_empty_predictions"
+            return Pair(reason=reason, reason_values={"where": str(one.folder)})
     if a.result.data_sha256 != b.result.data_sha256:
         return Pair(reason="why_other_data", reason_values={})
     first, second = _by_question(a.predictions or ()), _by_question(b.predictions or ())

@@ -8,6 +8,7 @@ from typing import Any
 
 from tuneval.errors import Problems, UserError
 from tuneval.files import read_json
+from tuneval.report.checks import read_predictions, read_result, read_run
 from tuneval.report.records import (
     Comparison,
     EvalResult,
@@ -97,7 +98,7 @@ def gather(folders: tuple[Path, ...], baseline: Path | None, label_of) -> Gather
 
 
 def _read_run(folder: Path, label_of) -> Run:
-    record = read_record(RunRecord, folder / "config.json")
+    record = read_run(folder)
     return Run(
         folder=folder,
         label=label_of(record),
@@ -122,9 +123,23 @@ def _lines(kind, path: Path) -> tuple:
 
 
 def _evaluations(folder: Path) -> dict[ExamKey, Evaluation]:
-    """`folder` itself where it holds results.json, and its children that do."""
-    found = (_read_evaluation(path.parent) for path in _result_files(folder))
-    return {key_of(e.result): e for e in found}
+    """`folder` itself where it holds results.json, and its children that do; one result an exam.
+
+    Raises:
+        UserError: two results of the same exam: which one counts is the user's to say.
+    """
+    found: dict[ExamKey, Evaluation] = {}
+    problems = Problems()
+    for evaluation in (_read_evaluation(path.parent) for path in _result_files(folder)):
+        key = key_of(evaluation.result)
+        first = found.setdefault(key, evaluation)
+        problems.check(
+            first is evaluation,
+            f"{first.folder} and {evaluation.folder} both hold a result of {key[0]}, style {key[1]}, {key[2]} shots, "
+            f"split {key[3]}: move the one that shall not count out of {folder}",
+        )
+    problems.raise_if_any()
+    return found
 
 
 def _result_files(folder: Path) -> list[Path]:
@@ -135,8 +150,8 @@ def _read_evaluation(folder: Path) -> Evaluation:
     predictions = folder / "predictions.jsonl"
     return Evaluation(
         folder=folder,
-        result=read_record(EvalResult, folder / "results.json"),
-        predictions=_lines(Prediction, predictions) if predictions.is_file() else None,
+        result=read_result(folder / "results.json"),
+        predictions=read_predictions(predictions) if predictions.is_file() else None,
     )
 
 
@@ -190,7 +205,7 @@ def _compared(run: Run) -> list[Path]:
 
 
 def _scored(folder: Path) -> str | None:
-    return identity_hash(read_record(EvalResult, _result_files(folder)[0]).model)
+    return identity_hash(read_result(_result_files(folder)[0]).model)
 
 
 def identity_hash(identity: dict) -> str | None:

@@ -211,8 +211,8 @@ def from_dict(kind: type[R], values: Any, where: str) -> R:
         if f.name in values:
             given[f.name] = values[f.name]
             problems.check(
-                _fits(values[f.name], hints[f.name]),
-                f"{where}: {f.name} must be {_spell(hints[f.name])}, found {json.dumps(values[f.name])[:60]}",
+                fits(values[f.name], hints[f.name]),
+                f"{where}: {f.name} must be {spell(hints[f.name])}, found {json.dumps(values[f.name])[:60]}",
             )
         else:
             optional = f.default is not MISSING or f.default_factory is not MISSING
@@ -270,24 +270,25 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a JSON value fits a type hint of this file (an int is a number too, a bool is none)."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(_fits(value, a) for a in arguments)
+        return any(fits(value, a) for a in arguments)
     if origin is list:
-        return isinstance(value, list) and all(_fits(v, arguments[0]) for v in value)
+        return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
+        return isinstance(value, dict) and all(fits(v, arguments[1]) for v in value.values())
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float)) if hint is float else isinstance(value, hint)
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
+    """A type hint in words."""
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_spell(a) for a in get_args(hint))
+        return " or ".join(spell(a) for a in get_args(hint))
     return names.get(hint) or {list: "a list", dict: "an object"}.get(get_origin(hint), str(hint))

@@ -56,7 +56,7 @@ def write_report(
     markdown = output.with_suffix(".md")
     for path, text in ((output, to_html(document)), (markdown, to_markdown(document))):
         with atomic_file(path) as file:
-            file.write(text)
+            file.write(printable(text))
     return output, markdown
 
 
@@ -104,6 +104,12 @@ def to_markdown(document: Document) -> str:
     environment.filters["cell"] = lambda text: Markup(escape_markdown(text).replace("\n", "<br>"))
     text = environment.get_template("report.md").render(d=document)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def printable(text: str) -> str:
+    """The text as UTF-8 can hold it and a page may: half characters (surrogates) spelled out, controls as pictures."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", lambda m: chr(0x2400 + min(ord(m[0]), 0x21)), text)
 
 
 def escape_markdown(text: str) -> str:

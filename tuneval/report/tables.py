@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from tuneval import console
@@ -23,10 +24,10 @@ def print_result(result: EvalResult, folder: Path) -> None:
     for category in dict.fromkeys(facts["category"] for facts in result.subjects.values()):
         for subject, facts in result.subjects.items():
             if facts["category"] == category:
-                table.add_row(subject, *_figures(facts))
+                table.add_row(escape(subject), *_figures(facts))
         table.add_section()
     for name, facts in result.categories.items():
-        table.add_row(name, *_figures(facts))
+        table.add_row(escape(name), *_figures(facts))
         table.add_row("  mean of its subjects", *_figures(facts["macro"]), style="dim")
     table.add_section()
     table.add_row("all questions (micro)", *_figures(result.micro), style="bold")
@@ -42,7 +43,7 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     names = ("", "n", "before", "after", "change", "95% interval", "lost", "won", "p")
     table = _table(f"{comparison.a} -> {comparison.b}", names)
     for name, facts in comparison.categories.items():
-        table.add_row(name, *_paired(facts))
+        table.add_row(escape(name), *_paired(facts))
     table.add_section()
     table.add_row("all", *_paired(vars(comparison)), style="bold")
     console.out.print(table)
@@ -51,7 +52,7 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def _table(title: str, names: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for name in names:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     return table

@@ -61,11 +61,19 @@ WORDS: dict[str, tuple[str, str]] = {
         "最低的验证损失 {best} 出现在第 {step} 步，此后没有更低，可能已过拟合。",
         "The lowest validation loss, {best}, was at step {step} and was not reached again: the later steps may overfit.",
     ),
+    "say_validation_not_finite": (
+        "有 {n} 次验证的损失不是有限数，最早在第 {step} 步；以下只看其余各次。",
+        "The validation loss is not finite in {n} validations, first at step {step}; what follows is about the others.",
+    ),
     "say_validation_one": ("只做了一次验证：第 {step} 步，损失 {last}，困惑度 {last_ppl}。", "One validation was run: step {step}, loss {last}, perplexity {last_ppl}."),
     "say_no_validation": ("未进行验证，因此无法判断是否过拟合。", "No validation was run, so overfitting can't be judged."),
     "say_speed": (
         "训练用时 {time}，每秒处理 {speed} 个词元（各步中位数），峰值内存 {memory}。",
         "The steps took {time} at {speed} tokens per second (median step), with a peak memory of {memory}.",
+    ),
+    "say_speed_unknown": (
+        "有的步没有记录用时，因此总用时与速度不作陈述；峰值内存 {memory}。",
+        "The time of some steps is not recorded, so none is stated; the peak memory was {memory}.",
     ),
     "say_score": (
         "{exam}：微调前 {before}，微调后 {after}（每题等权；{m} 科 {n} 题，随机猜测为 {chance}）。",
@@ -117,6 +125,7 @@ WORDS: dict[str, tuple[str, str]] = {
     # why something is not there
     "no_pairs": ("无法作配对检验：{why}。", "There is no paired test: {why}."),
     "why_no_predictions": ("{where} 缺少 predictions.jsonl", "{where} has no predictions.jsonl"),
+    "why_empty_predictions": ("{where} 的 predictions.jsonl 中没有题目", "the predictions.jsonl of {where} holds no question"),
     "why_no_answers": ("题目没有公开答案", "the questions' answers are not public"),
     "why_other_data": ("两次评测的题目文件不同（校验值不一致）", "the two evaluations read different question files (their hashes differ)"),
     "why_other_questions": ("两次评测的题目不同（相同的只有 {n} 题）", "the two evaluations hold different questions (only {n} are the same)"),
@@ -323,9 +332,11 @@ class Words:
 
     def seconds(self, value: float) -> str:
         """Seconds as hours, minutes, seconds, the two largest units that matter."""
+        if not math.isfinite(value):
+            return self("missing")
         hour, minute, second = ("小时", "分", "秒") if self.lang == "zh" else ("h", "min", "s")
         if value < 10:
-            return f"{value:.1f} {second}"
+            return f"{value:.1f} {second}" if value >= 0.95 else f"{value:.2g} {second}"
         whole = round(value)
         if whole < 60:
             return f"{whole} {second}"
@@ -384,8 +395,8 @@ def loss(value: float) -> str:
 
 def rate(value: float) -> str:
     """A learning rate: 1e-4, 2.5e-5, 0."""
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return str(value) if value else "0"
     mantissa, exponent = f"{value:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 

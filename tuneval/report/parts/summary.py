@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 from tuneval.evaluation.stats import Paired
@@ -130,6 +131,9 @@ def _say_training(run: Run, t: Words):
         yield t("say_loss_one_step", first=ends["first"])
     else:
         yield t("say_loss_single" if trained.window == 1 else "say_loss", **ends, **_only(trained.window))
+    if not math.isfinite(trained.seconds):
+        yield t("say_speed_unknown", memory=spell.gib(trained.peak_memory_bytes))
+        return
     yield t(
         "say_speed",
         time=t.seconds(trained.seconds),
@@ -154,14 +158,20 @@ def _say_validation(run: Run, t: Words):
     if not run.validations:
         yield t("say_no_validation")
         return
-    first, last = run.validations[0], run.validations[-1]
+    finite = [v for v in run.validations if math.isfinite(v.loss)]
+    if len(finite) < len(run.validations):
+        broken = next(v for v in run.validations if not math.isfinite(v.loss))
+        yield t("say_validation_not_finite", n=len(run.validations) - len(finite), step=broken.step)
+    if not finite:
+        return
+    first, last = finite[0], finite[-1]
     end = {"last": spell.loss(last.loss), "last_ppl": f"{last.perplexity:,.2f}"}
     if first is last:
         yield t("say_validation_one", step=last.step, **end)
         return
     start = {"first": spell.loss(first.loss), "first_ppl": f"{first.perplexity:,.2f}"}
     yield t("say_validation", first_step=first.step, last_step=last.step, **start, **end)
-    best = min(run.validations, key=lambda v: v.loss)
+    best = min(finite, key=lambda v: v.loss)
     if spell.loss(best.loss) != spell.loss(last.loss):
         yield t("say_validation_best", best=spell.loss(best.loss), step=best.step)
 

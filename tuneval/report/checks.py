@@ -1,0 +1,119 @@
+"""What a record's class can't see: the values inside its objects, and predictions that name a question twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections import Counter
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tuneval.config.schema import TuneConfig
+from tuneval.errors import Problems, UserError
+from tuneval.report.records import EvalResult, Prediction, RunRecord, fits, read_record, read_records, spell
+
+DATA = {"samples": int, "tokens": int, "trained_tokens": int, "lengths": dict[str, float], "skipped": dict[str, int]}
+"""Keys of a run's `data` that figures are made of."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """RUN/config.json, its settings and data statistics held against their types.
+
+    Raises:
+        UserError: every value that does not fit, by file and key.
+    """
+    path = folder / "config.json"
+    record = read_record(RunRecord, path)
+    problems = Problems()
+    for group, values, hints in (("config", record.config, settings()), ("data", record.data, DATA)):
+        for key in values.keys() & hints.keys():
+            hint, value = Union[hints[key], None], values[key]  # noqa: UP007 - `|` takes no dict[...] on Python 3.10
+            problems.check(
+                fits(value, hint), f"{path}: {group}.{key} must be {spell(hints[key])}, found {_short(value)}"
+            )
+    problems.raise_if_any()
+    return record
+
+
+def read_result(path: Path) -> EvalResult:
+    """results.json with every accuracy a share and every subject in a category.
+
+    Raises:
+        UserError: every figure that is missing or no number, by file and key.
+    """
+    result = read_record(EvalResult, path)
+    problems = Problems()
+    scores = {"micro": result.micro, "macro": result.macro}
+    scores |= {f"categories.{name}": facts for name, facts in result.categories.items()}
+    scores |= {f"subjects.{name}": facts for name, facts in result.subjects.items()}
+    for name, facts in scores.items():
+        for key in ("accuracy", "low", "high"):
+            if key == "accuracy" or facts.get(key) is not None:
+                _check_share(facts.get(key), f"{path}: {name}.{key}", problems)
+    for name, facts in result.subjects.items():
+        found = facts.get("category")
+        problems.check(
+            isinstance(found, str), f"{path}: subjects.{name}.category must be a text, found {_short(found)}"
+        )
+    problems.check(math.isfinite(result.seconds), f"{path}: seconds must be a number, found {_short(result.seconds)}")
+    problems.raise_if_any()
+    return result
+
+
+def read_predictions(path: Path) -> tuple[Prediction, ...]:
+    """predictions.jsonl, every question once.
+
+    Raises:
+        UserError: a line that does not fit, or questions that stand there more than once.
+    """
+    rows = read_records(Prediction, path)
+    counts = Counter((row.subject, str(row.id)) for row in rows)
+    twice = sorted(key for key, n in counts.items() if n > 1)
+    if twice:
+        raise UserError(
+            f"{path}: {len(twice)} questions stand in it more than once (such as {' '.join(twice[0])}), so no figure "
+            "can be made from it; evaluate again into another --output"
+        )
+    return tuple(rows)
+
+
+@cache
+def settings() -> dict[str, Any]:
+    """Flag of `tune` -> type of its value in JSON."""
+    return _flat(TuneConfig)
+
+
+def _flat(config_type: type) -> dict[str, Any]:
+    hints = get_type_hints(config_type)
+    found: dict[str, Any] = {}
+    for f in fields(config_type):  # type: ignore[arg-type]
+        hint = hints[f.name]
+        found |= _flat(hint) if is_dataclass(hint) else {f.name: _in_json(hint)}
+    return found
+
+
+def _in_json(hint: Any) -> Any:
+    """The type that a setting's value has once it was written as JSON."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Path:
+        return str
+    if origin is Literal:
+        return type(arguments[0])
+    if origin is tuple:
+        return list[_in_json(arguments[0])]  # type: ignore[misc]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_in_json(a) for a in arguments)]  # noqa: UP007
+    return hint
+
+
+def _check_share(value: Any, what: str, problems: Problems) -> None:
+    is_share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+    found = "nothing" if value is None else _short(value)
+    problems.check(is_share, f"{what} must be a share from 0 to 1, found {found}; evaluate again")
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, default=str)[:60]
