@@ -6,12 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import fill, tiny_model
+from conftest import fill, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
 
 from tuneval.errors import UserError
 from tuneval.model.build import build_model
-from tuneval.model.decoder import Decoder
+from tuneval.model.decoder import Decoder, check_architecture, cut_stage, stored_name
+from tuneval.model.lora import LoraSettings, add_lora
 
 KINDS = {
     "qwen2": ("qwen2", {}),
@@ -130,6 +131,66 @@ def test_head_weight_is_the_tied_embedding():
     assert decoder.head_weight is decoder.model.embed_tokens.weight
 
 
+def slices(model, *bounds, **settings) -> list[Decoder]:
+    """The model cut before the layers `bounds`, each slice with weights of its own."""
+    state, ends = model.state_dict(), (0, *bounds, len(model.model.layers))
+    cuts = []
+    for a, b in pairwise(ends):
+        whole = build_model(model.config, lambda name: state[name].clone(), torch.float32)
+        cuts.append(Decoder(cut_stage(whole, range(a, b), a == 0, b == ends[-1]), **settings))
+    return cuts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bounds", [(1,), (1, 3)], ids=str)
+@torch.no_grad()
+def test_slices_in_a_row_equal_the_whole(kind, bounds):
+    family, changes = KINDS[kind]
+    model = tiny_model(family, **changes)
+    hidden = IDS
+    for part in slices(model, *bounds):
+        hidden = part(hidden, restarting(SEGMENTS), SEGMENTS)
+    torch.testing.assert_close(hidden, alone(model, SEGMENTS), rtol=0, atol=1e-5)
+    wrong = slices(model, *bounds)
+    with pytest.raises(AssertionError):  # a layer run twice
+        hidden = wrong[0](IDS, restarting(SEGMENTS), SEGMENTS)
+        for part in (*wrong[1:], Decoder(cut_stage(model_again(model), [3], False, True))):
+            hidden = part(hidden, restarting(SEGMENTS), SEGMENTS)
+        torch.testing.assert_close(hidden, alone(model, SEGMENTS), rtol=0, atol=1e-5)
+
+
+def model_again(model):
+    state = model.state_dict()
+    return build_model(model.config, lambda name: state[name].clone(), torch.float32)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("lora", [False, True])
+def test_slices_share_out_the_parameters_under_their_names(tied, lora):
+    model = tiny_model("qwen2", tie_word_embeddings=tied)
+    whole, parts = model_again(model), slices(model, 1, 3)
+    for module in (whole, *parts) if lora else ():
+        add_lora(module, LoraSettings(4, 8), seed=1)
+    expected = {name: p.requires_grad for name, p in whole.named_parameters()}
+    held = [{stored_name(whole.config, name): p.requires_grad for name, p in part.named_parameters()} for part in parts]
+    assert {name: grad for part in held for name, grad in part.items()} == expected
+    assert sum(map(len, held)) == len(expected) + tied  # the embedding is on both ends
+    assert stored_name(whole.config, "lm_head.weight") in held[2]
+    assert [(p.is_first, p.is_last) for p in parts] == [(True, False), (False, False), (False, True)]
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recompute_in_a_slice_gives_the_same_gradients(recompute):
+    def gradient(recompute):
+        _, part = slices(tiny_model(), 1, recompute=recompute)
+        inputs = torch.linspace(-1, 1, 40 * 48).view(1, 40, 48).requires_grad_()
+        hidden = part.train()(inputs, restarting(SEGMENTS), SEGMENTS)
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+        return inputs.grad
+
+    assert torch.equal(gradient(None), gradient(recompute))
+
+
 SMALL = {
     "hidden_size": 48,
     "intermediate_size": 40,
@@ -146,6 +207,15 @@ def test_an_architecture_with_scales_between_its_parts_is_refused():
     fill(model)
     with pytest.raises(UserError, match="model type granite: transformers' own forward gives other logits"):
         built(model)
+    with pytest.raises(UserError, match="model type granite: transformers' own forward gives other logits"):
+        check_architecture(config)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_supported_architectures_pass_the_check_without_their_weights(family):
+    config, before = tiny_config(family), torch.get_rng_state()
+    check_architecture(config)
+    assert config.num_hidden_layers == 4 and torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_architecture_with_hidden_constants_is_refused():

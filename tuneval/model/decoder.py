@@ -1,13 +1,15 @@
-"""Decoder: a transformers model's embedding, layers and final norm, run over one packed row of samples."""
+"""Decoder: a transformers model's embedding, layers and final norm, or a slice of them, over one packed row of samples."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems, UserError
 from tuneval.model import attention
@@ -20,7 +22,7 @@ class Decoder(torch.nn.Module):
     """The one forward of training and scoring. Shares the model's modules, so parameters keep their HF names.
 
     Args:
-        model: a causal language model made by `build_model` (adapters included, if any).
+        model: a causal language model made by `build_model` (adapters included, if any), or what `cut_stage` left of it.
         recompute: what the backward pass computes again instead of keeping: "full" whole layers, "selective" the
             attention blocks, None nothing.
 
@@ -35,39 +37,55 @@ class Decoder(torch.nn.Module):
         self.model = model.model
         self.lm_head = model.lm_head
         self.recompute = recompute
-        _check_forward(model, self)
+        if self.is_first and self.is_last:
+            _check_forward(model, self)
         if recompute == "selective":
-            for layer in self.model.layers:
+            for layer in self.layers():
                 layer.self_attn.forward = partial(checkpoint, layer.self_attn.forward, use_reentrant=False)
 
     @property
+    def is_first(self) -> bool:
+        """Whether it embeds token ids itself; otherwise it takes the hidden states of the slice before it."""
+        return self.model.embed_tokens is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it ends in the norm and the head; otherwise in hidden states for the slice after it."""
+        return self.lm_head is not None
+
+    def layers(self) -> Iterator[torch.nn.Module]:
+        """The layers it holds, in order."""
+        return (layer for layer in self.model.layers if layer is not None)
+
+    @property
     def head_weight(self) -> torch.Tensor:
-        """[V, H]; the embedding itself where the two are tied."""
+        """[V, H]; the embedding itself where the two are tied. The last slice alone has one."""
         return self.lm_head.weight
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        inputs: torch.Tensor,
         position_ids: torch.Tensor,
         segments: tuple[int, ...] | None = None,
         prefix_length: int = 0,
     ) -> torch.Tensor:
-        """Hidden states after the final norm.
+        """Hidden states after the final norm; of a slice that is not the last, after its layers.
 
         Args:
-            input_ids: [1, T], samples one after another.
+            inputs: [1, T] token ids, samples one after another; to a slice that is not the first, hidden states
+                [1, T, H] (with sequence parallelism this process's [1, T / TP, H]).
             position_ids: [1, T], starting again with every sample (after a shared prefix: going on from it).
             segments: cumulative bounds of the samples, 0 ... T. None: one sample.
             prefix_length: tokens of a first segment that all later ones see; 0: none.
 
         Returns:
-            [1, T, H]
+            [1, T, H] (with sequence parallelism, where it is not the last, [1, T / TP, H])
         """
-        segments = segments or (0, input_ids.shape[1])
-        assert segments[0] == 0 and segments[-1] == input_ids.shape[1], "segments must cover the row"
+        segments = segments or (0, position_ids.shape[1])
+        assert segments[0] == 0 and segments[-1] == position_ids.shape[1], "segments must cover the row"
         assert prefix_length in (0, segments[1]), "the shared prefix is the first segment"
         base = self.model
-        hidden = base.embed_tokens(input_ids)
+        hidden = base.embed_tokens(inputs) if self.is_first else inputs
         rotary = base.rotary_emb(hidden, position_ids)
         arguments = {
             "attention_mask": None,
@@ -76,14 +94,76 @@ class Decoder(torch.nn.Module):
             "segments": segments,
             "prefix_length": prefix_length,
         }
-        for layer in base.layers:
+        for layer in self.layers():
             if self.recompute == "full" and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, use_reentrant=False, **arguments)
             else:
                 hidden = layer(hidden, **arguments)
             if isinstance(hidden, tuple):  # some layers of transformers 4 return their attention weights too
                 hidden = hidden[0]
-        return base.norm(hidden)
+        return base.norm(hidden) if base.norm is not None else hidden
+
+
+def cut_stage(model: PreTrainedModel, layers: Iterable[int], first: bool, last: bool) -> PreTrainedModel:
+    """Take out of a whole model what one consecutive slice of it does not hold; names of the rest stay.
+
+    Args:
+        model: whole, on `meta` as `empty_model` makes it (or with weights); changed in place. Its config no longer says
+            "tied": the last slice has a head of its own, `lm_head.weight`; `stored_name` says what a checkpoint calls it.
+        layers: numbers of the layers it holds.
+        first: whether it holds the embedding.
+        last: whether it holds the final norm and the head.
+
+    Returns:
+        `model`.
+
+    Raises:
+        UserError: the architecture does more than embed, run layers, normalise and project.
+    """
+    _check_structure(model)
+    kept, base = set(layers), model.model
+    for number in range(len(base.layers)):
+        if number not in kept:
+            base.layers[number] = None  # an empty place: the others keep their numbers in their names
+    if not first:
+        base.embed_tokens = None
+    if not last:
+        base.norm = model.lm_head = None
+    if not (first and last):
+        model.config.tie_word_embeddings, model._tied_weights_keys = False, None  # peft looks for both ends of a tie
+    return model
+
+
+def stored_name(config: PretrainedConfig, name: str) -> str:
+    """What a checkpoint calls a parameter: the head of a tied model is stored as the embedding.
+
+    Args:
+        config: of the whole model, as the checkpoint has it.
+        name: of a parameter of one slice.
+    """
+    tied = config.tie_word_embeddings and name == "lm_head.weight"
+    return "model.embed_tokens.weight" if tied else name
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Hold the decoder's forward against transformers' own for a model that no process holds whole.
+
+    One layer of random weights, few words, a narrow FFN: enough to see a scale, a cap or a second embedding.
+
+    Args:
+        config: of the model; unchanged.
+
+    Raises:
+        UserError: the architecture does more than embed, run layers, normalise and project.
+    """
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size, small.intermediate_size = 1, 64, 64
+    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[:1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Decoder(AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention.NAME))
 
 
 def _check_structure(model: PreTrainedModel) -> None:
@@ -91,9 +171,8 @@ def _check_structure(model: PreTrainedModel) -> None:
     base = getattr(model, "model", None)
     missing = [part for part in _PARTS if not hasattr(base, part)]
     problems.check(not missing, f"model type {config.model_type}: its base model has no {', '.join(missing)}")
-    head = getattr(model, "lm_head", None)
     problems.check(
-        head is not None and getattr(head, "bias", None) is None,
+        hasattr(model, "lm_head") and getattr(model.lm_head, "bias", None) is None,
         f"model type {config.model_type}: it has no output head lm_head, or one with a bias",
     )
     kinds = set(getattr(config, "layer_types", None) or ()) - _WINDOWS
