@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import VOCAB, tiny_model
 from safetensors.torch import load_file, save_file
 from token_files import sample, write
 from transformers import AutoModelForCausalLM
@@ -326,14 +326,14 @@ def test_a_run_that_diverges_keeps_its_last_good_state(model, data, tmp_path, ca
 # --- refusals before anything is loaded or written ---
 
 
-LAB_SCRIPT = """
+LAB_SCRIPT = f"""
 --use-mcore-models --tensor-model-parallel-size 1 --pipeline-model-parallel-size 1 --sequence-parallel --lora-r 4
 --lora-alpha 8 --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2 --lora-fusion --num-layers 4
 --hidden-size 48 --ffn-hidden-size 40 --num-attention-heads 6 --group-query-attention --num-query-groups 2
 --max-position-embeddings 512 --seq-length 256 --disable-bias-linear --add-qkv-bias --use-flash-attn --swiglu
 --use-fused-swiglu --normalization RMSNorm --norm-epsilon 1e-6 --use-fused-rmsnorm --position-embedding-type rope
 --rotary-base 10000 --use-fused-rotary-pos-emb --untie-embeddings-and-output-weights --micro-batch-size 1
---global-batch-size 8 --make-vocab-size-divisible-by 1 --padded-vocab-size 160 --tokenizer-type PretrainedFromHF
+--global-batch-size 8 --make-vocab-size-divisible-by 1 --padded-vocab-size {VOCAB} --tokenizer-type PretrainedFromHF
 --tokenizer-not-use-fast --attention-dropout 0.0 --hidden-dropout 0.0 --train-iters 3 --lr 1.25e-6
 --lr-decay-style cosine --min-lr 1.25e-7 --lr-warmup-fraction 0.01 --init-method-std 0.01 --weight-decay 0.0
 --clip-grad 1.0 --adam-beta1 0.9 --adam-beta2 0.95 --initial-loss-scale 4096 --no-gradient-accumulation-fusion
@@ -348,7 +348,7 @@ def test_the_labs_flags_act_or_say_why_not(model, data, tmp_path, capsys):
     words = ["--load", str(model), "--tokenizer-name-or-path", str(model), "--data-path", str(data)]
     assert cli.run("tune", [*LAB_SCRIPT.split(), *words, "--save", str(tmp_path / "run")]) == 0
     output = capsys.readouterr()
-    assert "--sequence-parallel: no effect, training runs on one process so far" in output.err
+    assert "--use-flash-attn: no effect, the fastest attention of the device is always used" in output.err
     assert "throughput per GPU (TFLOP/s/GPU): " in output.out and " validation loss" not in output.out
 
 

@@ -36,14 +36,30 @@ def test_unknown_flag_names_the_nearest():
 
 
 def test_all_unknown_flags_at_once():
-    with pytest.raises(UserError, match=r"2 problems:(.|\n)*--foo-bar(.|\n)*--tensor-model-parallel-size 2"):
-        tune("--foo-bar", "--tensor-model-parallel-size", "2")
+    with pytest.raises(UserError, match=r"2 problems:(.|\n)*--foo-bar(.|\n)*--context-parallel-size 2: give 1"):
+        tune("--foo-bar", "--context-parallel-size", "2")
 
 
 def test_flags_without_effect_say_why():
-    assert tune("--use-flash-attn", "--tensor-model-parallel-size", "1").notices == (
+    assert tune(
+        "--use-flash-attn", "--use-fused-swiglu", "--context-parallel-size", "1", "--use-fused-rmsnorm"
+    ).notices == (
         "--use-flash-attn: no effect, the fastest attention of the device is always used",
+        "--use-fused-swiglu, --use-fused-rmsnorm: no effect, kernels are chosen by torch",
     )
+
+
+def test_what_is_not_done_here_is_an_error_with_a_way_out():
+    with pytest.raises(
+        UserError, match=r"--noop-layers 1,3: known from MindSpeed-LLM, but not done here: .*--num-layer-list"
+    ):
+        tune("--noop-layers", "1,3")
+
+
+def test_switches_take_no_value_and_lists_take_many():
+    assert len(tune("--spec", "package.module", "layer_spec", "--use-flash-attn").notices) == 2
+    with pytest.raises(UserError, match="stray: not a flag"):
+        tune("--use-flash-attn", "stray")
 
 
 def test_model_facts_are_held_against_the_model():
@@ -52,6 +68,33 @@ def test_model_facts_are_held_against_the_model():
     with pytest.raises(UserError, match=r"--num-layers 28: the model's num_hidden_layers is 24"):
         flags.check_model_facts(facts, config)
     flags.check_model_facts(facts, {**config, "num_hidden_layers": 28})
+
+
+QWEN = {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_act": "silu", "rms_norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("--untie-embeddings-and-output-weights", "are tied"),
+        ("--qk-layernorm", "does not normalise q and k"),
+        ("--attention-dropout 0.1", "attention_dropout is 0.0"),
+        ("--hidden-dropout 0.1", "hidden dropout is 0.0"),
+        ("--normalization LayerNorm", "norm is RMSNorm"),
+        ("--kv-channels 128", "head_dim is 64"),
+    ],
+)
+def test_every_fact_can_be_contradicted(words, wrong):
+    facts = tune(*words.split()).model_facts
+    with pytest.raises(UserError, match=wrong):
+        flags.check_model_facts(facts, {**QWEN, "hidden_size": 896, "num_attention_heads": 14})
+
+
+def test_facts_that_hold_pass():
+    words = "--add-qkv-bias --disable-bias-linear --swiglu --attention-dropout 0 --normalization RMSNorm --norm-epsilon 1e-06"
+    flags.check_model_facts(tune(*words.split()).model_facts, QWEN)
+    with pytest.raises(UserError, match="q, k and v have no bias"):
+        flags.check_model_facts({"add-qkv-bias": ""}, {**QWEN, "model_type": "qwen3"})
 
 
 def test_config_file_gives_defaults_and_flags_win(tmp_path):

@@ -9,92 +9,11 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tuneval.config.compatibility import CHECKED, CHECKED_SWITCHES, NO_EFFECT, ONLY, SWITCHES, UNSUPPORTED, known
 from tuneval.errors import Problems, UserError
 
 C = TypeVar("C")
 
-CHECKED: dict[str, str] = {
-    "num-layers": "num_hidden_layers",
-    "hidden-size": "hidden_size",
-    "ffn-hidden-size": "intermediate_size",
-    "num-attention-heads": "num_attention_heads",
-    "num-query-groups": "num_key_value_heads",
-    "padded-vocab-size": "vocab_size",
-    "rotary-base": "rope_theta",
-    "norm-epsilon": "rms_norm_eps",
-}
-"""Megatron flags that describe the model: flag -> key of the Hugging Face config it must equal."""
-
-NO_EFFECT: dict[str, str] = {
-    "use-mcore-models": "there is one model implementation",
-    "use-flash-attn": "the fastest attention of the device is always used",
-    "use-fused-rmsnorm": "kernels are chosen by torch",
-    "use-fused-swiglu": "kernels are chosen by torch",
-    "use-fused-rotary-pos-emb": "kernels are chosen by torch",
-    "no-gradient-accumulation-fusion": "there is no such fusion to switch off",
-    "no-masked-softmax-fusion": "there is no such fusion to switch off",
-    "is-instruction-dataset": "the data set's manifest says what it is",
-    "variable-seq-lengths": "samples are never padded",
-    "no-pad-to-seq-lengths": "samples are never padded",
-    "group-query-attention": "read from the model",
-    "add-qkv-bias": "read from the model",
-    "disable-bias-linear": "read from the model",
-    "swiglu": "read from the model",
-    "untie-embeddings-and-output-weights": "read from the model",
-    "use-rotary-position-embeddings": "read from the model",
-    "position-embedding-type": "read from the model",
-    "normalization": "read from the model",
-    "max-position-embeddings": "read from the model",
-    "make-vocab-size-divisible-by": "read from the model",
-    "attention-dropout": "read from the model",
-    "hidden-dropout": "read from the model",
-    "init-method-std": "weights are loaded, never drawn",
-    "attention-softmax-in-fp32": "the attention kernel accumulates in fp32",
-    "distributed-backend": "chosen by the device",
-    "tokenizer-type": "read from the tokenizer's folder",
-    "tokenizer-not-use-fast": "the tokenizer only decodes here",
-    "stage": "tune is supervised fine-tuning (sft)",
-    "sequence-parallel": "training runs on one process so far",
-    "num-layer-list": "training runs on one process so far",
-    "use-distributed-optimizer": "training runs on one process so far",
-    "overlap-grad-reduce": "training runs on one process so far",
-    "overlap-param-gather": "training runs on one process so far",
-    "lora-fusion": "the same mathematics, and no communication to hide",
-    "no-load-optim": "--load gives weights alone; a run goes on from its own --save",
-    "no-load-rng": "--load gives weights alone; a run goes on from its own --save",
-    "no-save-optim": "checkpoints always hold it, so that a run can go on; --keep-checkpoints limits their number",
-    "no-save-rng": "checkpoints always hold it, so that a run can go on exactly",
-    "exit-on-missing-checkpoint": "a missing checkpoint is always an error",
-    "reset-position-ids": "positions always start again with each sample",
-    "reset-attention-mask": "no sample ever sees another",
-    "neat-pack": "no sample ever sees another",
-    "calculate-per-token-loss": "--loss-reduction token is the default",
-    "n-subs": "the input is streamed, so it need not be split",
-    "overwrite-cache": "preprocess keeps no cache",
-    "cache-dir": "preprocess keeps no cache",
-    "streaming": "records are always streamed",
-    "dataset-impl": "token files are always memory-mapped",
-    "json-keys": "names the columns of pretraining; --map-keys names those of instructions",
-    "pad-vocab-size-to": "token files do not depend on it",
-    "vocab-file": "read from the tokenizer's folder",
-    "merge-file": "read from the tokenizer's folder",
-    "tokenizer-model": "read from the tokenizer's folder",
-    "placeholder-token": "belongs to reward models",
-    "reward-tokens": "belongs to reward models",
-}
-"""Megatron flags that are known and change nothing here: flag -> why."""
-
-_SWITCHES = frozenset(
-    """
-    use-mcore-models use-flash-attn use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb
-    no-gradient-accumulation-fusion no-masked-softmax-fusion is-instruction-dataset variable-seq-lengths
-    no-pad-to-seq-lengths group-query-attention add-qkv-bias disable-bias-linear swiglu
-    untie-embeddings-and-output-weights use-rotary-position-embeddings attention-softmax-in-fp32
-    tokenizer-not-use-fast sequence-parallel use-distributed-optimizer overlap-grad-reduce overlap-param-gather
-    lora-fusion no-load-optim no-load-rng no-save-optim no-save-rng exit-on-missing-checkpoint reset-position-ids
-    reset-attention-mask neat-pack calculate-per-token-loss overwrite-cache streaming
-    """.split()
-)
 _ONE_PROCESS = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
 
 
@@ -104,9 +23,9 @@ class Parsed:
 
     config: Any
     model_facts: dict[str, str]
-    """Hugging Face config key -> value the user stated; `check_model_facts` holds them against the model."""
+    """Flag -> what the user stated about the model ("" for a switch); `check_model_facts` holds it against the model."""
     notices: tuple[str, ...]
-    """One line for each flag that changes nothing, with the reason."""
+    """One line for each reason why flags change nothing, with the flags."""
 
 
 def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
@@ -136,16 +55,23 @@ def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
 def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
     """Raise one UserError that lists every stated fact the model contradicts."""
     problems = Problems()
-    flag_of = {key: flag for flag, key in CHECKED.items()}
-    for key, stated in facts.items():
-        actual = hf_config.get(key)
-        if actual is None:
-            actual = (hf_config.get("rope_parameters") or {}).get(key)
-        if actual is not None and float(stated) != float(actual):
-            problems.add(
-                f"--{flag_of[key]} {stated}: the model's {key} is {actual}. Leave the flag out or give {actual}."
-            )
+    for flag, stated in facts.items():
+        if flag in CHECKED_SWITCHES:
+            wrong, is_so = CHECKED_SWITCHES[flag]
+            problems.check(is_so(hf_config) is not False, f"--{flag}: {wrong}. Leave the flag out.")
+            continue
+        name, fact = CHECKED[flag]
+        actual = fact(hf_config)
+        if actual is not None and not _equal(stated, actual):
+            problems.add(f"--{flag} {stated}: the model's {name} is {actual}. Leave the flag out or give {actual}.")
     problems.raise_if_any()
+
+
+def _equal(stated: str, actual: Any) -> bool:
+    try:
+        return float(stated) == float(actual)
+    except ValueError:
+        return stated == str(actual)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -227,27 +153,41 @@ def _type_hints(config_type: type) -> dict[str, Any]:
     return get_type_hints(config_type)
 
 
-def _sort_out(unknown: list[str], known: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """What the flags that no schema class has mean: facts about the model, and notices of flags without effect."""
     facts: dict[str, str] = {}
-    notices: list[str] = []
+    without_effect: dict[str, list[str]] = {}
     problems = Problems()
-    words = list(unknown)
-    while words:
-        word = words.pop(0)
-        name = word.removeprefix("--")
-        value = words.pop(0) if name not in _SWITCHES and words and not words[0].startswith("--") else None
-        if not word.startswith("--"):
-            problems.add(f"{word}: not a flag, and no flag before it takes it")
-        elif name in CHECKED:
-            problems.check(value is not None, f"--{name}: give a number")
-            facts[CHECKED[name]] = value or "nan"
+    for name, values in _grouped(unknown, problems):
+        given = " ".join([f"--{name}", *values])
+        if name in CHECKED or name in CHECKED_SWITCHES:
+            problems.check(name in CHECKED_SWITCHES or len(values) == 1, f"{given}: give one value")
+            facts[name] = values[0] if values else ""
+        elif name in ONLY:
+            choices, why = ONLY[name]
+            problems.check(" ".join(values) in choices, f"{given}: give {' or '.join(choices)}; {why}")
+        elif name in UNSUPPORTED:
+            problems.add(f"{given}: known from MindSpeed-LLM, but not done here: {UNSUPPORTED[name]}")
         elif name in NO_EFFECT:
-            notices.append(f"--{name}: no effect, {NO_EFFECT[name]}")
+            without_effect.setdefault(NO_EFFECT[name], []).append(f"--{name}")
         elif name in _ONE_PROCESS:
             remedy = "training runs on one process so far; give 1 (a checkpoint of any layout loads as it is)"
-            problems.check(value == "1", f"--{name} {value}: {remedy}")
+            problems.check(values == ["1"], f"{given}: {remedy}")
         else:
-            nearest = difflib.get_close_matches(name, [*known, *CHECKED, *NO_EFFECT, "config"], n=1)
+            nearest = difflib.get_close_matches(name, [*schema_flags, *known(), "config"], n=1)
             problems.add(f"--{name}: unknown flag" + (f"; did you mean --{nearest[0]}?" if nearest else ""))
     problems.raise_if_any()
-    return facts, tuple(notices)
+    return facts, tuple(f"{', '.join(names)}: no effect, {reason}" for reason, names in without_effect.items())
+
+
+def _grouped(words: list[str], problems: Problems) -> list[tuple[str, list[str]]]:
+    """(flag, its values) of each flag; a switch takes none. A word that belongs to no flag is a problem."""
+    grouped: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            grouped.append((word.removeprefix("--"), []))
+        elif not grouped or grouped[-1][0] in SWITCHES:
+            problems.add(f"{word}: not a flag, and no flag before it takes it")
+        else:
+            grouped[-1][1].append(word)
+    return grouped

@@ -1,0 +1,185 @@
+"""Flags of Megatron-LM and MindSpeed-LLM that no schema class has: what each is held against, or why it changes nothing.
+
+A name with `=` behind it takes values. Source: reference sections 1.8, 2, 3.1, 4.1, 5 and 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Fact = Callable[[dict[str, Any]], Any]
+"""What a Hugging Face config says; None where it does not say."""
+
+
+def key(name: str) -> Fact:
+    """The value of a key, looked for inside `rope_parameters` too."""
+
+    def read(config: dict[str, Any]) -> Any:
+        value = config.get(name)
+        return (config.get("rope_parameters") or {}).get(name) if value is None else value
+
+    return read
+
+
+def _head_dim(config: dict[str, Any]) -> Any:
+    if config.get("head_dim"):
+        return config["head_dim"]
+    heads = config.get("num_attention_heads")
+    return config["hidden_size"] // heads if heads and "hidden_size" in config else None
+
+
+def _if_known(config: dict[str, Any], fact: Any) -> Any:
+    """The fact, for the families whose traits this file knows."""
+    return fact if config.get("model_type") in ("qwen2", "qwen3", "llama", "mistral") else None
+
+
+CHECKED: dict[str, tuple[str, Fact]] = {
+    "num-layers": ("num_hidden_layers", key("num_hidden_layers")),
+    "hidden-size": ("hidden_size", key("hidden_size")),
+    "ffn-hidden-size": ("intermediate_size", key("intermediate_size")),
+    "num-attention-heads": ("num_attention_heads", key("num_attention_heads")),
+    "num-query-groups": ("num_key_value_heads", key("num_key_value_heads")),
+    "kv-channels": ("head_dim", _head_dim),
+    "padded-vocab-size": ("vocab_size", key("vocab_size")),
+    "rotary-base": ("rope_theta", key("rope_theta")),
+    "norm-epsilon": ("rms_norm_eps", key("rms_norm_eps")),
+    "attention-dropout": ("attention_dropout", lambda c: _if_known(c, c.get("attention_dropout", 0.0))),
+    "hidden-dropout": ("hidden dropout", lambda c: _if_known(c, c.get("hidden_dropout", 0.0))),
+    "rotary-percent": ("partial_rotary_factor", lambda c: _if_known(c, c.get("partial_rotary_factor", 1.0))),
+    "normalization": ("norm", lambda c: "RMSNorm" if "rms_norm_eps" in c else None),
+    "position-embedding-type": ("position embedding", lambda c: "rope" if key("rope_theta")(c) else None),
+}
+"""Flags with a value that describe the model: flag -> (what the error calls it, the model's own value)."""
+
+CHECKED_SWITCHES: dict[str, tuple[str, Fact]] = {
+    "untie-embeddings-and-output-weights": (
+        "the model's embedding and output weights are tied",
+        lambda c: not c["tie_word_embeddings"] if "tie_word_embeddings" in c else None,
+    ),
+    "swiglu": ("the model's feed-forward has no SwiGLU", lambda c: c["hidden_act"] == "silu" if "hidden_act" in c else None),
+    "use-rotary-position-embeddings": (
+        "the model has no rotary position embedding",
+        lambda c: _if_known(c, bool(key("rope_theta")(c))),
+    ),
+    "add-qkv-bias": (
+        "the model's q, k and v have no bias",
+        lambda c: _if_known(c, c.get("model_type") == "qwen2" or bool(c.get("attention_bias"))),
+    ),
+    "disable-bias-linear": (
+        "the model's linear layers beside q, k and v have biases",
+        lambda c: _if_known(c, not c.get("attention_bias") and not c.get("mlp_bias")),
+    ),
+    "qk-layernorm": (
+        "the model does not normalise q and k",
+        lambda c: _if_known(c, c.get("model_type") == "qwen3"),
+    ),
+}  # fmt: skip
+"""Switches that describe the model: flag -> (what is wrong where it is given and the model is not so, whether it is)."""
+
+ONLY: dict[str, tuple[tuple[str, ...], str]] = {
+    "stage": (("sft",), "supervised fine-tuning is what tune does"),
+    "tokenizer-type": (("PretrainedFromHF",), "tokenizers are read from Hugging Face folders"),
+    "context-parallel-size": (
+        ("1",),
+        "no sequence is split over processes here; --micro-batch-tokens bounds the memory",
+    ),
+    "expert-model-parallel-size": (("1",), "models are dense here"),
+    "expert-tensor-parallel-size": (("1",), "models are dense here"),
+    "target-expert-parallel-size": (("1",), "models are dense here"),
+    "model-type": (("GPT",), "decoders are converted"),
+}
+"""Flags of which only these values can be had: flag -> (values, why)."""
+
+UNSUPPORTED: dict[str, str] = {
+    "num-experts": "models are dense here",
+    "moe-grouped-gemm": "models are dense here",
+    "noop-layers": "no empty layers are written or trained; --num-layer-list makes uneven stages",
+    "schedules-method": "pipeline schedules are 1f1b and gpipe (--pipeline-schedule)",
+    "mtp-num-layers": "multi-token prediction heads can't be read",
+    "qlora-nf4": "weights are not quantised here",
+    "orm": "reward models can't be converted",
+    "load-from-legacy": "give a checkpoint in mcore's layout",
+    "save-to-legacy": "checkpoints are written in mcore's layout",
+    "prompt-type-path": "the named templates are built in (see --prompt-type), or use the tokenizer's own (auto)",
+    "split-sentences": "belongs to pretraining; preprocess makes instruction data",
+    "keep-newlines": "belongs to pretraining; preprocess makes instruction data",
+    "hf-datasets-params": "give files or folders to --input",
+    "script-data-dir": "no data set script is ever run; give files or folders to --input",
+    "dataset-dir": "give files or folders to --input",
+    "datasets": "give files or folders to --input",
+    "interleave-probs": "give files or folders to --input, mixed before",
+    "dataset-additional-keys": "belongs to reinforcement learning",
+    "data-obfuscation": "data is not obfuscated here",
+    "obf-seed-content": "data is not obfuscated here",
+    "full-shuffle-instruction-dataset": "each epoch is shuffled by itself, from one generator; leave it out",
+    "calculate-reward": "belongs to reinforcement learning",
+}
+"""Flags that ask for what is not done here: flag -> what to do instead. An error, never silence."""
+
+
+def _by_reason(groups: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
+    """reason -> names, into name -> reason and the names that take no value."""
+    reasons, switches = {}, set()
+    for reason, names in groups.items():
+        for name in names.split():
+            plain = name.removesuffix("=")
+            reasons[plain] = reason
+            if plain == name:
+                switches.add(name)
+    return reasons, frozenset(switches)
+
+
+NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
+    {
+        "there is one model implementation": "use-mcore-models spec= transformer-impl= model-type-hf=",
+        "kernels are chosen by torch": "use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb use-fused-ring-attention-update",
+        "the fastest attention of the device is always used": "use-flash-attn",
+        "there is no such fusion to switch off": "no-gradient-accumulation-fusion no-masked-softmax-fusion",
+        "torch overlaps what it can": "overlap-grad-reduce overlap-param-gather use-ascend-mc2 use-ascend-coc coc-parallel-num=",
+        "the same mathematics, and no communication to hide": "lora-fusion",
+        "bf16 masters take 2 bytes beside the weight already": "reuse-fp32-param",
+        "--recompute-granularity is what saves activations": "swap-attention recompute-method= recompute-num-layers= "
+        "recompute-activation-function recompute-activation-function-num-layers= recompute-norm recompute-in-bubble",
+        "the data set's manifest says what it is": "is-instruction-dataset",
+        "samples are never padded": "variable-seq-lengths no-pad-to-seq-lengths pad-to-multiple-of= tokenizer-padding-side=",
+        "read from the model": "group-query-attention max-position-embeddings= rotary-interleaved",
+        "weights keep the rows they have": "make-vocab-size-divisible-by=",
+        "weights are loaded, never drawn": "init-method-std=",
+        "attention is causal, accumulates in fp32 and stays inside a sample": "attention-softmax-in-fp32 attention-mask-type=",
+        "chosen by the device": "distributed-backend= disable-gloo-group",
+        "the tokenizer only decodes here": "tokenizer-not-use-fast",
+        "--load gives weights alone; a run goes on from its own --save": "no-load-optim no-load-rng",
+        "checkpoints always hold it, so that a run can go on": "no-save-optim no-save-rng",
+        "a missing checkpoint is always an error": "exit-on-missing-checkpoint",
+        "any checkpoint and any layout loads as it is": "enable-hf2mg-convert enable-mg2hf-convert use-checkpoint-args",
+        "the tokens of a step share one mean unless --loss-reduction says otherwise": "calculate-per-token-loss",
+        "no sample ever sees another (in data made with --pack alone a bin is one sample)": "reset-position-ids "
+        "reset-attention-mask neat-pack pack",
+        "each process reads its own part of the files": "no-shared-storage num-workers= dataloader-type=",
+        "the input is streamed, so it need not be split": "n-subs=",
+        "preprocess keeps no cache": "overwrite-cache cache-dir=",
+        "records are always streamed": "streaming",
+        "token files are always memory-mapped": "dataset-impl=",
+        "names the columns of pretraining; --map-keys names those of instructions": "json-keys=",
+        "token files do not depend on it": "pad-vocab-size-to=",
+        "read from the tokenizer's folder": "vocab-file= merge-file= tokenizer-model=",
+        "belongs to reward models": "placeholder-token= reward-tokens=",
+        "the data was preprocessed already": "handler-name= enable-thinking= workers=",
+        "a NaN always stops the run, before it is in the weights": "no-check-for-nan-in-loss-and-grad check-for-nan-in-loss-and-grad",
+        "MindSpeed-LLM parses it and does not use it": "lora-modules-to-save= add-eos-token= instruction-template=",
+        "the key-value cache is always used": "use-kv-cache use-cache",
+        "an OOM is the device's to say": "max-tokens-to-oom=",
+        "training runs on one process so far": "sequence-parallel num-layer-list= use-distributed-optimizer "
+        "num-layers-per-virtual-pipeline-stage=",
+    }
+)
+"""Flags that are known and change nothing here: flag -> why."""
+
+SWITCHES: frozenset[str] = _NO_EFFECT_SWITCHES | frozenset(CHECKED_SWITCHES)
+"""Flags of these tables that take no value."""
+
+
+def known() -> list[str]:
+    """Every name of these tables."""
+    return [*CHECKED, *CHECKED_SWITCHES, *ONLY, *UNSUPPORTED, *NO_EFFECT]
