@@ -79,6 +79,8 @@ class Tile:
 class Tiles:
     title: str
     tiles: tuple[Tile, ...]
+    key: Key | None = None
+    """The run the figures are of, as figures mark it."""
     kind: str = "tiles"
 
 
@@ -93,6 +95,8 @@ class Code:
 class Answer:
     label: str
     colour: int
+    sign: str
+    """Marker of the model in the figures."""
     text: str
 
 

@@ -99,7 +99,7 @@ def curves(
     panels = len(series) if lanes else 1
     with matplotlib.rc_context(_STYLE):
         words = _Words()
-        figure, axes = _figure(height=228 if panels == 1 else 96 * panels + 44, panels=panels, left=46)
+        figure, axes = _figure(height=232 if panels == 1 else 96 * panels + 48, panels=panels, left=46)
         for i, one in enumerate(series):
             _draw_line(axes[i % panels], one, smooth)
         for axis in axes:
@@ -111,7 +111,7 @@ def curves(
         if lanes:
             for one, axis in zip(series, axes):
                 axis.text(0.99, 0.97, words.stand_in(one.label), transform=axis.transAxes, ha="right", va="top")
-        axes[-1].set_xlabel(words.stand_in(x_label), loc="right", labelpad=1)
+        axes[-1].set_xlabel(words.stand_in(x_label), labelpad=3)
         return words.put_in(_svg(figure, name))
 
 
@@ -137,7 +137,7 @@ def dots(
     left = min(12 + max(_text_width(label) for label, _ in rows), 0.45 * WIDTH)
     with matplotlib.rc_context(_STYLE):
         words = _Words()
-        figure, (axis,) = _figure(height=row_height * len(rows) + 54, left=left, top=20)
+        figure, (axis,) = _figure(height=row_height * len(rows) + 46, left=left, top=20, bottom=26)
         for i, (_, row) in enumerate(rows):
             if i % 2 == 0:
                 axis.axhspan(i - 0.5, i + 0.5, color=GRID, alpha=0.35, linewidth=0)
@@ -197,13 +197,15 @@ _STYLE = {
 }
 
 
-def _figure(height: float, panels: int = 1, left: float = 46, top: float = 10) -> tuple[Figure, list[Axes]]:
+def _figure(
+    height: float, panels: int = 1, left: float = 46, top: float = 10, bottom: float = 38
+) -> tuple[Figure, list[Axes]]:
     """A figure of WIDTH x height with fixed margins, in SVG units."""
     figure = Figure(figsize=(WIDTH / _POINTS_PER_INCH, height / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
     FigureCanvasSVG(figure)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     figure.subplots_adjust(
-        left=left / WIDTH, right=1 - 14 / WIDTH, top=1 - top / height, bottom=34 / height, hspace=0.18
+        left=left / WIDTH, right=1 - 14 / WIDTH, top=1 - top / height, bottom=bottom / height, hspace=0.18
     )
     return figure, list(axes)
 

@@ -121,7 +121,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "By category (Holm's correction for {k} categories): the change is significant in every one ({yes}).",
     ),
     "say_pairs_below": ("各实验之间的两两比较见“评测得分”一节的配对检验表。", "The runs against each other: see the paired tests under Scores."),
-    "say_between": ("{b} 与 {a} 比较（{exam}）。", "{b} against {a} ({exam})."),
+    "say_between": ("{exam}：{b} 与 {a} 比较。", "{exam}: {b} against {a}."),
     # why something is not there
     "no_pairs": ("无法作配对检验：{why}。", "There is no paired test: {why}."),
     "why_no_predictions": ("{where} 缺少 predictions.jsonl", "{where} has no predictions.jsonl"),
@@ -286,6 +286,7 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "eval_limit": ("（每科至多 {n} 题）", " (at most {n} questions a subject)"),
     "near_ties": ("其中 {n} 题的前两名得分之差小于数值精度", "in {n} of them the best two letters are closer than the arithmetic can tell apart"),
+    "near_ties_none": ("没有一题的前两名得分之差小于数值精度", "in none of them the best two letters are closer than the arithmetic can tell apart"),
     "near_ties_unknown": ("得分接近的题数未记录", "the number of near ties is not recorded"),
     "exam_name": ("{task}（{split}，{shots} 示例）", "{task} ({split}, {shots}-shot)"),
     "exam_name_style": ("{task}（{split}，{shots} 示例，{style}）", "{task} ({split}, {shots}-shot, {style})"),

@@ -9,8 +9,8 @@ from tuneval.report import words as spell
 from tuneval.report.document import Figure, Figures, Section, Table, Text
 from tuneval.report.findings import SIGNIFICANCE, holm, in_order, pair
 from tuneval.report.gather import Evaluation, ExamKey, Gathered
+from tuneval.report.legend import legend_key
 from tuneval.report.parts.summary import EXAM_NAMES, category_name, exam_name
-from tuneval.report.parts.training import legend_key
 from tuneval.report.words import DASH, Words
 
 
@@ -51,7 +51,8 @@ def _exam_blocks(key: ExamKey, number: int, gathered: Gathered, t: Words):
 
 def _conditions(columns: list[Column], t: Words) -> str:
     result = columns[-1][2].result
-    ties = t("near_ties_unknown") if result.near_ties is None else t("near_ties", n=result.near_ties)
+    kind = "near_ties_unknown" if result.near_ties is None else "near_ties" if result.near_ties else "near_ties_none"
+    ties = t(kind, n=result.near_ties)
     return t(
         "eval_conditions",
         task=EXAM_NAMES.get(result.task, result.task),

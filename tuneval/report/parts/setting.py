@@ -166,7 +166,7 @@ def _rebuilt(command: str, config_type: type, settings: dict) -> str:
     words = []
     for f in fields(config_type):
         value = settings.get(f.name)
-        if value in (None, False, []) or value == f.default:
+        if value is None or value is False or value == [] or value == f.default:
             continue
         words.append("--" + f.name.replace("_", "-"))
         if value is not True:

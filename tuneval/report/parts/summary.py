@@ -10,6 +10,7 @@ from tuneval.report import words as spell
 from tuneval.report.document import Bullets, Section, Text, Tile, Tiles
 from tuneval.report.findings import SIGNIFICANCE, Pair, curve, holm, in_order, pair
 from tuneval.report.gather import Evaluation, ExamKey, Gathered, Run, identity_hash
+from tuneval.report.legend import legend_key
 from tuneval.report.records import RunRecord
 from tuneval.report.words import Words
 
@@ -23,7 +24,7 @@ def summary_section(gathered: Gathered, t: Words) -> Section:
     blocks: list[object] = []
     for i, run in enumerate(gathered.runs, 1):
         title = run.label if several else ""
-        blocks.append(Tiles(title=title, tiles=tuple(_tiles(run, gathered, t))))
+        blocks.append(Tiles(title=title, tiles=tuple(_tiles(run, gathered, t)), key=legend_key(title, i)))
         blocks.append(Bullets(title="", items=tuple(_sentences(run, gathered, t)), colour=i if several else None))
     between = _between(gathered, t)
     if between:
@@ -82,7 +83,7 @@ def _tiles(run: Run, gathered: Gathered, t: Words):
         if tested:
             mark = "significant" if tested.p_value <= SIGNIFICANCE else "not_significant"
             interval = f"[{spell.points(tested.low)}, {spell.points(tested.high)}]"
-            note = t.listed([interval, t(mark)])
+            note = f"{interval}\n{t(mark)}"
             yield Tile(label=t("tile_difference"), value=spell.points(tested.difference), note=note)
     if trained:
         yield Tile(label=t("tile_speed"), value=spell.number(float(trained.tokens_per_second)))

@@ -9,9 +9,10 @@ from statistics import median
 
 from tuneval.report import plots
 from tuneval.report import words as spell
-from tuneval.report.document import Figure, Figures, Key, Section, Table, Text
+from tuneval.report.document import Figure, Figures, Section, Table, Text
 from tuneval.report.findings import curve, smoothing
 from tuneval.report.gather import Gathered, Run
+from tuneval.report.legend import legend_key
 from tuneval.report.parts.summary import share
 from tuneval.report.records import Step
 from tuneval.report.words import Words
@@ -32,7 +33,7 @@ def _figures(runs: list[tuple[int, Run]], t: Words):
     weights = dict.fromkeys(run.record.config.get("loss_reduction", "token") for _, run in runs)
     loss_notes = [t(f"fig_per_{weight}") for weight in weights]
     loss_notes.append(t("fig_points") if any(run.validations for _, run in runs) else t("fig_no_points"))
-    yield _curve_figure("loss", runs, lambda s: s.loss, "{:.2f}".format, t, notes=loss_notes, smooth=True)
+    yield _curve_figure("loss", runs, lambda s: s.loss, "{:g}".format, t, notes=loss_notes, smooth=True)
     yield _curve_figure("lr", runs, lambda s: s.lr, spell.rate, t, split=True, from_zero=True)
     yield _curve_figure("grad", runs, lambda s: s.grad_norm, "{:g}".format, t, split=True, smooth=True, from_zero=True)
     yield _curve_figure("speed", runs, lambda s: s.tokens_per_second, "{:,.0f}".format, t, smooth=True, from_zero=True)
@@ -93,14 +94,9 @@ def _time_figure(runs: list[tuple[int, Run]], t: Words) -> Figure:
         title=t("fig_time"),
         caption=t("fig_time_note", w=width) if width > 1 else t("fig_time_raw"),
         alt=_alt(t("fig_time"), series, "{:.2f}".format, t(unit), t),
-        svg=plots.curves(series, name="time", x_label=t(unit), y_format="{:.2f}".format),
+        svg=plots.curves(series, name="time", x_label=t(unit), y_format="{:g}".format),
         legend=tuple(legend_key(run.label, i) for i, run in runs) if len(runs) > 1 else (),
     )
-
-
-def legend_key(label: str, i: int) -> Key:
-    """Legend entry of series `i`: 0 before tuning, then the runs."""
-    return Key(label=label, colour=i % len(plots.RUN_COLOURS), sign=plots.MARKER_SIGNS[i % len(plots.MARKER_SIGNS)])
 
 
 def _scales_differ(series: list[plots.Series]) -> bool:
