@@ -2,6 +2,6 @@
 
 import sys
 
-from tuneval.cli import run
+from tuneval.cli import run_entry
 
-sys.exit(run("preprocess", sys.argv[1:]))
+sys.exit(run_entry(__file__))

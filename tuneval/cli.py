@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tuneval.config.flags import Parsed
+    from tuneval.config.schema import LaunchConfig
 
 COMMANDS = {
     "quickstart": "the whole way on a tiny model, offline, in minutes",
@@ -45,26 +52,85 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Parse the command's flags and run it. Also what the entry files with MindSpeed-LLM's names call."""
+    """Parse the command's flags and run it."""
+    return _run(f"tuneval {command}", lambda: (command, positional_as_flags(command, arguments), ()))
+
+
+def run_entry(file: str, arguments: list[str] | None = None) -> int:
+    """Run what an entry file with MindSpeed-LLM's name stands for, with the defaults that it has there.
+
+    Args:
+        file: the entry file's path.
+        arguments: the words behind it.
+    """
+
+    def translated() -> tuple[str, list[str], tuple[str, ...]]:
+        from tuneval.config.mindspeed import translate
+
+        ours = translate(os.path.basename(file), sys.argv[1:] if arguments is None else arguments)
+        return ours.command, ours.words, ours.notices
+
+    return _run(os.path.basename(file), translated)
+
+
+def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]) -> int:
+    """Run the command that `say` names with its flags and notices; `program` is what the user typed."""
     from tuneval.errors import UserError
 
     try:
         from tuneval.config import flags, schema
 
-        config_type = getattr(schema, f"{command.capitalize()}Config")
-        parsed = flags.parse(config_type, positional_as_flags(command, arguments), program=f"tuneval {command}")
+        command, words, notices = say()
+        parsed = flags.parse(getattr(schema, f"{command.capitalize()}Config"), words, program)
         from tuneval import console, runtime
 
         runtime.prepare()
-        for notice in parsed.notices:
+        launched = getattr(parsed.config, "launch", None)
+        if _starts_processes(command, launched):
+            from tuneval.launch import launch
+
+            for notice in notices:
+                console.note(notice)
+            return launch(command, words, launched)
+        console.quiet(not runtime.is_main())
+        for notice in (*notices, *parsed.notices):
             console.note(notice)
-        return import_module(f"tuneval.commands.{command}").main(parsed) or 0
+        return _run_here(command, parsed, launched)
     except UserError as error:
-        print(f"tuneval {command}: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _starts_processes(command: str, launched: LaunchConfig | None) -> bool:
+    """Whether torchrun has to be started; its flags are checked."""
+    from tuneval import launch, runtime
+    from tuneval.errors import Problems, UserError
+
+    if launched is None:
+        if runtime.world_size() > 1:
+            raise UserError(f"{command} runs in one process; start it without torchrun")
+        return False
+    problems = Problems()
+    launch.check(launched, problems)
+    problems.raise_if_any()
+    return launch.is_needed(launched)
+
+
+def _run_here(command: str, parsed: Parsed, launched: LaunchConfig | None) -> int:
+    """Run a command in this process, together with the others of its job where there are any."""
+    from tuneval import runtime
+
+    module = import_module(f"tuneval.commands.{command}")
+    if runtime.world_size() == 1:
+        return module.main(parsed) or 0
+    from tuneval.parallel.peers import joined
+
+    with joined(launched.distributed_timeout_minutes):
+        return module.main(parsed) or 0
 
 
 POSITIONAL = {"verify": ("--a", "--b"), "download": ("--id",), "report": ("--runs",)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from tuneval.commands.tune_output import is_written, output_folder
 from tuneval.commands.tune_plan import Plan, make_plan
 from tuneval.commands.tune_run import TuneRun
 from tuneval.config.flags import Parsed, to_dict
+from tuneval.config.schema import LaunchConfig, ParallelConfig
 from tuneval.errors import Problems, UserError
 from tuneval.files import read_jsonl
 from tuneval.report import records
 
-FREE_TO_CHANGE = frozenset(
-    "load save finetune save_interval keep_checkpoints ckpt_format log_interval log_throughput eval_interval "
+_LAYOUT = {f.name for section in (ParallelConfig, LaunchConfig) for f in fields(section)}
+FREE_TO_CHANGE = _LAYOUT | set(
+    "load save finetune save_interval keep_checkpoints ckpt_format log_interval log_format log_throughput eval_interval "
     "eval_iters tensorboard_dir micro_batch_tokens recompute_granularity train_iters data_path "
     "tokenizer_name_or_path".split()
 )

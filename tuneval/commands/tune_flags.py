@@ -55,6 +55,14 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
         "--lr-warmup-fraction and --lr-warmup-iters: give one of them",
     )
     _check_ranges(config, problems)
+    if batch.loss_reduction == "micro-batch":
+        size = batch.micro_batch_size
+        problems.check(size, "--loss-reduction micro-batch: give --micro-batch-size, the samples of one mean")
+        problems.check(
+            not size or batch.global_batch_size % size == 0,
+            f"--global-batch-size {batch.global_batch_size}: no multiple of --micro-batch-size {size}, which "
+            "--loss-reduction micro-batch needs",
+        )
     if not config.lora.enabled:
         for flag in ("lora_alpha", "lora_dropout"):
             given = getattr(config.lora, flag)

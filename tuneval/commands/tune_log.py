@@ -98,7 +98,8 @@ class RunLog:
             tflops = log_line.step_flops(self.plan.source.config, lengths) / sum(s.seconds for s in steps) / 1e12
         batch_size = self.plan.config.batch.global_batch_size
         line = log_line.iteration_line(steps, self.plan.train_iters, batch_size, tflops, datetime.now())
-        self.say(line + log_line.tokens_per_second_field(steps))
+        extended = self.plan.config.log.log_format == "extended"
+        self.say(line + (log_line.tokens_per_second_field(steps) if extended else ""))
 
     def _scalars(self, step: int, values: dict[str, float | None]) -> None:
         if self._tensorboard is not None:

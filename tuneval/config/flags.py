@@ -14,7 +14,7 @@ from tuneval.errors import Problems, UserError
 
 C = TypeVar("C")
 
-_ONE_PROCESS = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
+_SIZES = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
     """
     import tyro
 
-    arguments, file_values = _take_config_file(_normalise(arguments))
+    arguments, file_values = _take_config_file(normalise(arguments))
     defaults = _flags_from_file(config_type, file_values, given=arguments)
     marker = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     config, unknown = tyro.cli(
@@ -86,7 +86,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return flat
 
 
-def _normalise(arguments: list[str]) -> list[str]:
+def normalise(arguments: list[str]) -> list[str]:
     """`--some_flag=v` and `--some_flag v` -> `--some-flag v`; values are left alone."""
     words = []
     for word in arguments:
@@ -170,8 +170,8 @@ def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, st
             problems.add(f"{given}: known from MindSpeed-LLM, but not done here: {UNSUPPORTED[name]}")
         elif name in NO_EFFECT:
             without_effect.setdefault(NO_EFFECT[name], []).append(f"--{name}")
-        elif name in _ONE_PROCESS:
-            remedy = "training runs on one process so far; give 1 (a checkpoint of any layout loads as it is)"
+        elif name in _SIZES:
+            remedy = "this command does not split the model so; give 1 (a checkpoint of any layout loads as it is)"
             problems.check(values == ["1"], f"{given}: {remedy}")
         else:
             nearest = difflib.get_close_matches(name, [*schema_flags, *known(), "config"], n=1)

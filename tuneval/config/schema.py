@@ -131,11 +131,13 @@ class BatchConfig:
     global_batch_size: int = 16
     """Samples of one optimizer step."""
     micro_batch_size: int | None = None
-    """At most this many samples in one forward pass. Default: as many as fit `--micro-batch-tokens`."""
+    """At most this many samples in one forward pass. Default: as many as fit `--micro-batch-tokens`. With
+    `--loss-reduction micro-batch`: the samples of one mean, however many share a forward pass."""
     micro_batch_tokens: int = 2048
     """Tokens of one forward pass at most (a longer sample goes alone). Changes speed and memory, never the result."""
-    loss_reduction: Literal["token", "sample"] = "token"
-    """What weighs the same in a step: every trained `token`, or every `sample` (MindSpeed at micro-batch size 1)."""
+    loss_reduction: Literal["token", "sample", "micro-batch"] = "token"
+    """What weighs the same in a step: every trained `token`, every `sample` (MindSpeed at micro-batch size 1), or every
+    `micro-batch`: each `--micro-batch-size` samples in a row (MindSpeed at any size)."""
     train_iters: int | None = None
     """Optimizer steps. Default: `--train-epochs`."""
     train_epochs: float | None = None
@@ -229,6 +231,14 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """How a model that only answers is spread over processes."""
+
+    tensor_model_parallel_size: int = 1
+    """Processes that share every layer; groups of so many share the questions. Must divide the attention heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     """How many processes run, and where; torchrun is started where this command is not under it already."""
 
@@ -242,8 +252,8 @@ class LaunchConfig:
     """Address of machine 0."""
     master_port: int | None = None
     """Port on machine 0. Default: a free one, on several machines 29500."""
-    distributed_timeout_minutes: float = 10.0
-    """Longest wait of one process for another, minutes; at the start at most 2."""
+    distributed_timeout_minutes: float | None = None
+    """Longest wait of one process for another, minutes. Default: 2 until all have met, 10 after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +298,8 @@ class SaveConfig:
 class LogConfig:
     log_interval: int = 1
     """Steps between two lines."""
+    log_format: Literal["extended", "megatron"] = "extended"
+    """`megatron`: its lines to the letter, the resolved settings listed first; `extended`: true tokens/s added."""
     log_throughput: bool = False
     """Add Megatron's throughput field to the line."""
     eval_interval: int = 100
@@ -311,6 +323,8 @@ class TuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -376,6 +390,8 @@ class GenerateConfig:
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Type of the weights."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +424,46 @@ class EvaluateConfig:
     """Type of the weights."""
     batch_tokens: int = 4096
     """Tokens of one forward pass at most."""
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """MindSpeed-LLM's inference.py: its fixed prompt in four ways of decoding, and its chat."""
+
+    load: Path
+    """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
+    lora_load: Path | None = None
+    """Adapter to put on top: PEFT, run folder or Megatron's."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer beside the weights."""
+    task: tuple[Literal["greedy", "do_sample", "beam_search", "beam_search_with_sampling", "chat"], ...] = (
+        "greedy",
+        "do_sample",
+        "beam_search",
+        "beam_search_with_sampling",
+        "chat",
+    )
+    """What to do, in this order."""
+    prompt_type: PromptType | None = None
+    """Named template. Default: the text goes in as it is."""
+    hf_chat_template: bool = False
+    """The tokenizer's own chat template."""
+    history_turns: int = 3
+    """Earlier questions and answers that chat keeps."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "fp32"
+    """Type of the weights."""
+    max_new_tokens: int = 128
+    """Longest answer, tokens."""
+    temperature: float = 0.7
+    """Divides the logits."""
+    top_k: int = 50
+    """Keep the k likeliest tokens; 0: all."""
+    top_p: float = 0.95
+    """Keep the likeliest tokens up to this mass."""
+    seed: int = 1234
+    """Seed of the sampling."""
 
 
 @dataclass(frozen=True, kw_only=True)

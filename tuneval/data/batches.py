@@ -265,9 +265,9 @@ def make_global_batch(dataset: SftDataset, sample_ids: list[int], batch: BatchCo
     targets = [_next_tokens(sample) for sample in samples]
     counts = [int((t != IGNORED).sum()) for t in targets]
     used = [i for i, count in enumerate(counts) if count]
-    whole = sum(counts)
-    token_weight = {i: 1.0 / whole if batch.loss_reduction == "token" else 1.0 / (len(used) * counts[i]) for i in used}
-    bins = pack([len(samples[i].input_ids) for i in used], batch.micro_batch_tokens, batch.micro_batch_size)
+    token_weight = _token_weights(counts, batch)
+    most = None if batch.loss_reduction == "micro-batch" else batch.micro_batch_size
+    bins = pack([len(samples[i].input_ids) for i in used], batch.micro_batch_tokens, most)
     micro_batches = tuple(
         _micro_batch([(samples[i], targets[i], token_weight[i], sample_ids[i]) for i in (used[k] for k in b)])
         for b in bins
@@ -276,9 +276,22 @@ def make_global_batch(dataset: SftDataset, sample_ids: list[int], batch: BatchCo
         micro_batches=micro_batches,
         sample_ids=tuple(sample_ids),
         tokens=sum(len(samples[i].input_ids) for i in used),
-        trained_tokens=whole,
+        trained_tokens=sum(counts),
         untrainable=tuple(s for s, count in zip(sample_ids, counts, strict=True) if not count),
     )
+
+
+def _token_weights(counts: list[int], batch: BatchConfig) -> list[float]:
+    """Weight of each trained token of each sample: equal means of equal groups, a group's tokens sharing its mean.
+
+    A group is the whole step, a sample, or `micro_batch_size` samples in a row, as Megatron deals them to the
+    data-parallel ranks' micro-batches. Groups without a trained token weigh nothing.
+    """
+    sizes = {"token": len(counts), "sample": 1, "micro-batch": batch.micro_batch_size or 1}
+    size = sizes[batch.loss_reduction]
+    trained = [sum(counts[first : first + size]) for first in range(0, len(counts), size)]
+    groups = sum(1 for tokens in trained if tokens)
+    return [1.0 / (groups * trained[i // size]) if trained[i // size] else 0.0 for i in range(len(counts))]
 
 
 def _next_tokens(sample: Sample) -> np.ndarray:
