@@ -1,0 +1,185 @@
+"""LoRA and full tuning beside transformers' Trainer (with peft), on the same samples: useful tokens/s and peak memory.
+
+    python benchmarks/sft_speed.py MODEL DATA_PREFIX [--method lora|full] [--dtype bf16|fp32] [--rounds 3] [--steps 3]
+
+DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a new process:
+
+    tuneval         as `tuneval tune` runs without further flags
+    trainer         transformers.Trainer, batches of 4 padded to the longest, gradient checkpointing (its users' default)
+    trainer-packed  the same, each batch of 4 in one row (DataCollatorWithFlattening)
+
+A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first step
+of each process is left out of the time. The limit is the time of the model's own matrix products, measured in this call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from side_by_side import alternate, gemm_limit, medians, setting, write
+
+from tuneval import runtime
+from tuneval.checkpoints.load import load_model
+from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
+from tuneval.data.batches import SftDataset, global_batches, sample_order, truncate
+from tuneval.model.decoder import Decoder
+from tuneval.model.lora import LoraSettings, add_lora
+from tuneval.training.loop import Progress, train
+from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.schedule import Schedule
+
+SAMPLES, SEQ_LENGTH, SEED = 16, 1024, 42
+LEARNING_RATE = {"lora": 1e-4, "full": 1e-5}
+PRODUCTS = {"lora": 2, "full": 3}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--method", choices=("lora", "full"), default="lora")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=tuple(ENGINES))
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--run", choices=tuple(ENGINES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        runtime.prepare()
+        print(json.dumps(ENGINES[options.run](options)))
+        return
+    common = (__file__, options.model, options.data, "--method", options.method, "--dtype", options.dtype)
+    commands = {name: (*common, "--steps", options.steps, "--run", name) for name in options.engines}
+    runs = alternate(commands, options.rounds)
+    write(summary(options, runs), options.output)
+
+
+def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
+    speed = medians(runs, "tokens_per_second")
+    limit = gemm_limit(options.model, runtime.DTYPES[options.dtype], PRODUCTS[options.method])
+    ours = speed["tuneval"]["median"] if "tuneval" in speed else None
+    return {
+        "work": f"{options.method} tuning, {options.dtype}, {options.steps} steps of {SAMPLES} samples",
+        "useful tokens/s": speed,
+        "peak GiB": {name: round(max(r["peak_bytes"] for r in rows) / 2**30, 2) for name, rows in runs.items()},
+        "tuneval's ratio to": {n: round(ours / s["median"], 2) for n, s in speed.items() if ours and n != "tuneval"},
+        "limit by the model's matrix products, tokens/s": round(limit, 1),
+        "share of the limit": {name: round(s["median"] / limit, 3) for name, s in speed.items()},
+        "first loss": {name: rows[0]["first_loss"] for name, rows in runs.items()},
+        **setting(),
+    }
+
+
+def run_tuneval(options: argparse.Namespace) -> dict:
+    loaded = load_model(options.model, options.dtype)
+    if options.method == "lora":
+        add_lora(loaded.model, LoraSettings(r=8, alpha=16), SEED)
+    decoder = Decoder(loaded.model)
+    steps = options.steps + 1
+    optim = OptimConfig(lr=LEARNING_RATE[options.method], lr_decay_style="constant")
+    batch = BatchConfig(global_batch_size=SAMPLES, train_iters=steps)
+    dataset = SftDataset(options.data)
+    batches = global_batches(dataset, order(dataset, steps), batch, SEQ_LENGTH)
+    optimizer = make_optimizer(decoder.named_parameters(), optim)
+    schedule = Schedule(optim, steps, SAMPLES)
+    scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
+    done = list(train(decoder, batches, optimizer, schedule, scaler, Progress()))
+    timed = done[1:]
+    return {
+        "tokens_per_second": sum(s.tokens for s in timed) / sum(s.seconds for s in timed),
+        "peak_bytes": runtime.peak_memory_bytes(),
+        "first_loss": round(done[0].loss, 4),
+    }
+
+
+def run_trainer(options: argparse.Namespace, packed: bool = False) -> dict:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithFlattening
+
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=runtime.DTYPES[options.dtype])
+    if options.method == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+        model.enable_input_require_grads()
+    samples = samples_of(options)
+    padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
+    collator = DataCollatorWithFlattening() if packed else padded
+    return time_trainer(options, model, samples, collator)
+
+
+def time_trainer(options: argparse.Namespace, model, samples: list[dict], collator) -> dict:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    starts: list[float] = []
+    losses: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            starts.append(time.perf_counter())
+
+        def on_step_end(self, *_, **__):
+            ends.append(time.perf_counter())
+
+        def on_log(self, arguments, state, control, logs=None, **_):
+            losses.extend([logs["loss"]] if "loss" in (logs or {}) else [])
+
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=SAMPLES // 4,
+            max_steps=options.steps + 1,
+            learning_rate=LEARNING_RATE[options.method],
+            lr_scheduler_type="constant",
+            bf16=options.dtype == "bf16" and runtime.device().type != "cpu",
+            gradient_checkpointing=True,
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=samples, data_collator=collator, callbacks=[Clock()]
+        )
+        trainer.train()
+    lengths = [len(s["input_ids"]) for s in samples]
+    useful = sum(lengths[SAMPLES:])
+    return {
+        "tokens_per_second": useful / sum(b - a for a, b in zip(starts[1:], ends[1:], strict=True)),
+        "peak_bytes": runtime.peak_memory_bytes(),
+        "first_loss": losses[0] if losses else None,
+        "seconds_a_step": round(statistics.median(b - a for a, b in zip(starts[1:], ends[1:], strict=True)), 2),
+    }
+
+
+def samples_of(options: argparse.Namespace) -> list[dict]:
+    """The samples of every step, as lists; the same ones and in the same order as tuneval's."""
+    dataset = SftDataset(options.data)
+    chosen = [truncate(dataset[int(i)], SEQ_LENGTH) for i in order(dataset, options.steps + 1)]
+    return [{"input_ids": s.input_ids.tolist(), "labels": s.labels.tolist()} for s in chosen]
+
+
+def order(dataset: SftDataset, steps: int):
+    """[steps * SAMPLES] of samples with something to train."""
+    return sample_order(len(dataset), steps * SAMPLES, SEED, shuffle=True)
+
+
+ENGINES = {
+    "tuneval": run_tuneval,
+    "trainer": run_trainer,
+    "trainer-packed": lambda options: run_trainer(options, packed=True),
+}
+
+if __name__ == "__main__":
+    torch.manual_seed(SEED)
+    main()
