@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "answer one prompt, or a file of prompts",
     "evaluate": "score a model on an exam; compare two results",
     "report": "one self-contained page from run folders",
+    "ablate": "a sweep of tunings, resumable, compared in one report",
     "export": "take a tuned model out of its run folder",
 }
 """Command -> one line. `tuneval/commands/<command>.py` holds `CONFIG`, its schema class, and `main(parsed)`."""
@@ -133,7 +134,7 @@ def _run_here(command: str, parsed: Parsed, launched: LaunchConfig | None) -> in
         return module.main(parsed) or 0
 
 
-POSITIONAL = {"verify": ("--a", "--b"), "download": ("--id",), "report": ("--runs",)}
+POSITIONAL = {"verify": ("--a", "--b"), "download": ("--id",), "report": ("--runs",), "ablate": ("--sweep",)}
 """Commands whose first words may stand without a flag: `tuneval verify A B`, `tuneval report RUN RUN`."""
 
 

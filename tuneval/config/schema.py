@@ -468,10 +468,14 @@ class InferenceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """One self-contained page from run folders."""
+    """One self-contained page from run folders; or what is wrong with a run folder that was handed in."""
 
-    runs: tuple[Path, ...]
-    """Run folders, in the order to show."""
+    runs: tuple[Path, ...] = ()
+    """Run folders, in the order to show; or the folder of one `tuneval ablate`."""
+    from_log: tuple[Path, ...] = ()
+    """Logs of Megatron or MindSpeed-LLM: a training log is a run; an exam's log belongs to the one before it."""
+    check: tuple[Path, ...] = ()
+    """Instead of a page: whether these run folders are complete and agree with themselves."""
     output: Path = Path("report.html")
     """File to write; the Markdown goes beside it."""
     lang: Literal["zh", "en"] = "zh"
@@ -528,6 +532,28 @@ class QuickstartConfig:
     """Records to use instead of the embedded ones."""
     exam: Path | None = None
     """Exam folder or zip in C-Eval's layout to use instead of the embedded one."""
+    lang: Literal["zh", "en"] = "zh"
+    """Language of the report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig:
+    """Run every point of a sweep, and compare them in one report."""
+
+    sweep: Path
+    """YAML file: base flags, axes, seeds (docs/ablations.md)."""
+    output: Path | None = None
+    """Folder of the sweep; the same command continues it. Default: `output` in the file, else runs/FILE's name."""
+    jobs: int = 1
+    """Points tuned at the same time, each in processes of its own."""
+    dry_run: bool = False
+    """List the points with their steps, tokens and time instead of running them."""
+    measure_steps: int = 2
+    """Dry run: steps of each kind of point that are run to measure the time of one; 0: none."""
+    keep: Literal["all", "model", "records"] = "model"
+    """Of a finished point: `all`, all but its checkpoints, or its `records` alone (neither model nor adapter)."""
+    skip_failed: bool = False
+    """Leave points that failed before as they are, instead of trying them again."""
     lang: Literal["zh", "en"] = "zh"
     """Language of the report."""
 
