@@ -19,6 +19,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Everything else: progress, notices, errors, so that standard output can be piped."""
 
 
+def quiet(on: bool) -> None:
+    """Print nothing from now on, or print again: of many processes one talks."""
+    out.quiet = err.quiet = on
+
+
 def note(message: str) -> None:
     """One line to the user on standard error, printed as it is (no markup)."""
     err.print(message, markup=False)
@@ -52,7 +57,7 @@ class Bar:
 @contextmanager
 def progress_bar(label: str, total: int | None = None, every_seconds: float = 15.0) -> Iterator[Bar]:
     """A bar on a terminal; a plain line every `every_seconds` where there is none (a log file, a pipe)."""
-    if not sys.stderr.isatty():
+    if err.quiet or not sys.stderr.isatty():
         yield Bar(None, None, label, total, every_seconds)
         return
     columns = (

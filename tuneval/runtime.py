@@ -33,6 +33,46 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def world_size() -> int:
+    """Processes of this job; 1 where no torchrun (nor a scheduler that sets its variables) started this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """Number of this process in the job, from 0."""
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that talks to the user and writes records."""
+    return rank() == 0
+
+
+def accelerator_count() -> int | None:
+    """Accelerators of this machine; None where tensors live on the CPU."""
+    kind = device().type
+    return None if kind == "cpu" else getattr(torch, kind).device_count()
+
+
+def select_accelerator() -> None:
+    """Give this process the accelerator of its local rank, where there are any."""
+    kind = device().type
+    if kind != "cpu":
+        getattr(torch, kind).set_device(local_rank())
+
+
+def communication_backend() -> str:
+    """torch.distributed's backends: gloo for tensors on the CPU, the device's own for the others."""
+    kind = device().type
+    own = {"cuda": "nccl", "npu": "hccl", "xpu": "xccl"}.get(kind)
+    return f"cpu:gloo,{kind}:{own}" if own else "gloo"
+
+
 def prepare() -> None:
     """Settings that make a process fast and predictable; called once, by the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -11,7 +11,7 @@ import numpy as np
 
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import Source, size_of
-from tuneval.checkpoints.load import load_tokenizer, open_source
+from tuneval.checkpoints.load import load_tokenizer, open_with_tokenizer
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
@@ -20,6 +20,7 @@ from tuneval.data.template import load_template, template_difference
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_free_space, read_json, sha256_json
 from tuneval.model.lora import hf_targets
+from tuneval.parallel.mesh import Layout, make_layout, without_effect
 from tuneval.training.schedule import Schedule
 
 T = TypeVar("T")
@@ -38,6 +39,8 @@ class Plan:
     dataset: SftDataset
     borders: tuple[int, int, int, int]
     schedule: Schedule
+    layout: Layout
+    """How the model is spread over the processes of this job."""
 
     @property
     def train_iters(self) -> int:
@@ -63,7 +66,7 @@ def make_plan(parsed: Parsed) -> Plan:
     """
     config, problems = parsed.config, Problems()
     check_flags(config, problems)
-    source = _attempt(problems, lambda: open_source(config.model.load))
+    source = _attempt(problems, lambda: open_with_tokenizer(config.model.load, config.model.tokenizer_name_or_path))
     dataset = _attempt(problems, lambda: SftDataset(config.data.data_path))
     borders = None
     if dataset is not None:
@@ -79,6 +82,8 @@ def make_plan(parsed: Parsed) -> Plan:
         template = _check_template(config, source, dataset, tokenizer, problems)
     _attempt(problems, lambda: check_model_facts(parsed.model_facts, source.config.to_dict()))
     _check_model(config, source, problems)
+    size = config.batch.global_batch_size
+    layout = make_layout(config.parallel, source.config, runtime.world_size(), problems, size)
     if config.lora.enabled:
         targets = _attempt(problems, lambda: hf_targets(config.lora.lora_target_modules, source.config))
         config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))
@@ -89,7 +94,9 @@ def make_plan(parsed: Parsed) -> Plan:
     problems.raise_if_any()
     if template is not None:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
-    return Plan(config, source, tokenizer, template, dataset, borders, schedule)
+    for notice in without_effect(config.parallel, layout):
+        console.note(notice)
+    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout)
 
 
 def _attempt(problems: Problems, action: Callable[[], T]) -> T | None:

@@ -132,7 +132,8 @@ def _by_reason(groups: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
 
 NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
     {
-        "there is one model implementation": "use-mcore-models spec= transformer-impl= model-type-hf=",
+        "there is one model implementation": "use-mcore-models transformer-impl=",
+        "read from config.json": "model-type-hf= spec=",
         "kernels are chosen by torch": "use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb use-fused-ring-attention-update",
         "the fastest attention of the device is always used": "use-flash-attn",
         "there is no such fusion to switch off": "no-gradient-accumulation-fusion no-masked-softmax-fusion",
@@ -170,8 +171,9 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "MindSpeed-LLM parses it and does not use it": "lora-modules-to-save= add-eos-token= instruction-template=",
         "the key-value cache is always used": "use-kv-cache use-cache",
         "an OOM is the device's to say": "max-tokens-to-oom=",
-        "training runs on one process so far": "sequence-parallel num-layer-list= use-distributed-optimizer "
-        "num-layers-per-virtual-pipeline-stage=",
+        "belongs to training": "sequence-parallel num-layer-list= use-distributed-optimizer "
+        "num-layers-per-virtual-pipeline-stage= pipeline-model-parallel-size= micro-batch-size= global-batch-size=",
+        "the model's positions are the limit": "seq-length= max-length=",
     }
 )
 """Flags that are known and change nothing here: flag -> why."""

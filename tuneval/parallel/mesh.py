@@ -7,6 +7,8 @@ from itertools import pairwise
 from math import gcd
 from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tuneval.config.schema import ParallelConfig
@@ -110,6 +112,14 @@ class Mesh:
         """Whether this process holds the final norm and the head, and computes the loss."""
         return self.stage == self.layout.pipeline - 1
 
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers, the same on each; every process must call it."""
+        if self.grid is None:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
     def _rank(self, axis: str) -> int:
         return self.grid.get_local_rank(axis) if self.grid is not None else 0
 
@@ -150,6 +160,17 @@ def make_layout(
         schedule=parallel.pipeline_schedule,
         sharding=parallel.sharding if data > 1 else "none",
     )
+
+
+def without_effect(parallel: ParallelConfig, layout: Layout) -> list[str]:
+    """One line for each flag given that changes nothing in this layout."""
+    notices = []
+    if parallel.sequence_parallel and layout.tensor == 1:
+        notices.append(f"--sequence-parallel: no effect, {TP_FLAG} is 1")
+    if parallel.sharding != "none" and layout.data == 1:
+        flag = "--use-distributed-optimizer" if parallel.data_parallel_sharding is None else "--data-parallel-sharding"
+        notices.append(f"{flag}: no effect, there is one data-parallel process")
+    return notices
 
 
 def _check_sharding(parallel: ParallelConfig, problems: Problems) -> None:
