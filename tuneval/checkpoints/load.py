@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
-from tuneval.checkpoints.megatron import TRACKER, MegatronSource
+from tuneval.checkpoints.megatron import TRACKER, MegatronSource, has_config
 from tuneval.errors import Problems, UserError
 from tuneval.model.build import build_model
 from tuneval.model.lora import WEIGHTS_FILE, adapter_delta
@@ -24,7 +24,7 @@ def open_source(path: str | Path, config_folder: str | Path | None = None) -> So
     Args:
         path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*),
             a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
-        config_folder: config.json and tokenizer for a Megatron folder that carries none.
+        config_folder: config.json and tokenizer for a Megatron folder; it wins over what the folder carries.
 
     Raises:
         UserError: nothing of the kind there; the text lists what was looked for.
@@ -134,15 +134,29 @@ class Loaded:
     """What the fingerprint hashes, so that a mismatch can name what differs."""
 
 
-def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None) -> Loaded:
+def open_with_tokenizer(path: str | Path, tokenizer_folder: str | Path | None) -> Source:
+    """`open_source`; a Megatron folder without config.json takes the one that lies with the tokenizer.
+
+    MindSpeed-LLM's own checkpoints carry none, and its scripts name the original folder as the tokenizer's.
+    """
+    if tokenizer_folder is None or not (Path(tokenizer_folder) / "config.json").is_file() or has_config(path):
+        return open_source(path)
+    return open_source(path, tokenizer_folder)
+
+
+def load_model(
+    path: str | Path, dtype: str, lora_load: str | Path | None = None, tokenizer_folder: str | Path | None = None
+) -> Loaded:
     """Load the model at `path` on this machine's device.
 
     Args:
         path: anything `open_source` takes.
         dtype: `bf16`, `fp16` or `fp32`.
         lora_load: adapter folder to merge into it.
+        tokenizer_folder: where the tokenizer lies (and config.json, for a Megatron folder without). Default: with the
+            weights.
     """
-    source = open_source(path)
+    source = open_with_tokenizer(path, tokenizer_folder)
     if lora_load is not None:
         source = open_adapter(Path(lora_load), base=source)
     read = _HashingReader(source)
@@ -151,7 +165,7 @@ def load_model(path: str | Path, dtype: str, lora_load: str | Path | None = None
     identity = {"path": str(path), "kind": source.kind, "weights_sha256": read.digest()}
     return Loaded(
         model,
-        load_tokenizer(source.folder),
+        load_tokenizer(tokenizer_folder or source.folder),
         source.config,
         facts.get("prompt_type"),
         facts.get("template_fingerprint"),

@@ -151,13 +151,26 @@ def find_iteration(folder: Path) -> Path:
     raise UserError(f"{folder}: no Megatron checkpoint. Looked for {TRACKER}, iter_* and mp_rank_*.")
 
 
+def has_config(folder: str | Path) -> bool:
+    """Whether a Megatron checkpoint carries config.json; True for what is no Megatron checkpoint."""
+    folder = Path(folder)
+    if not any(any(folder.glob(marker)) for marker in (TRACKER, "iter_*", "mp_rank_*")):
+        return True
+    return _carrying_config(folder, find_iteration(folder)) is not None
+
+
+def _carrying_config(folder: Path, iteration_folder: Path) -> Path | None:
+    candidates = (folder, iteration_folder, iteration_folder.parent)
+    return next((c for c in candidates if (c / "config.json").is_file()), None)
+
+
 def _config_folder(folder: Path, iteration_folder: Path) -> Path:
-    for candidate in (folder, iteration_folder, iteration_folder.parent):
-        if (candidate / "config.json").is_file():
-            return candidate
+    found = _carrying_config(folder, iteration_folder)
+    if found is not None:
+        return found
     raise UserError(
         f"{folder}: no config.json beside the Megatron shards. Copy the original Hugging Face model's config.json and "
-        "tokenizer files there, or convert with --hf-cfg-dir DIR."
+        "tokenizer files there, name that model's folder with --tokenizer-name-or-path, or convert with --hf-cfg-dir DIR."
     )
 
 

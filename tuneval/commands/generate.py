@@ -165,7 +165,11 @@ def _print_answer(loaded: Loaded, prompt: list[int], config: GenerateConfig, sto
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show))
+    if config.sampling.num_beams > 1:
+        (answer,) = generate(loaded, [prompt], config.sampling, stops)
+        show(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+    else:
+        generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show))
     sys.stdout.write("\n")
 
 

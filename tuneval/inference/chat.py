@@ -42,6 +42,8 @@ class Chat:
     """None: the template's own."""
     turns: list[Message] = field(default_factory=list)
     """user and assistant in turn."""
+    history_turns: int | None = None
+    """Earlier questions and answers that a prompt holds. None: all that fit."""
     answers: int = 0
     """Answers given, forgotten ones too; each draws from its own seed."""
 
@@ -56,7 +58,10 @@ class Chat:
             KeyboardInterrupt: stopped by the user; what came so far is kept as the answer.
             UserError: `text` alone is longer than the model's positions.
         """
-        said = [*self.turns, Message("user", text)]
+        kept = (
+            self.turns if self.history_turns is None else self.turns[max(0, len(self.turns) - 2 * self.history_turns) :]
+        )
+        said = [*kept, Message("user", text)]
         prompt, said = self._fitting_prompt(said)
         stream = TextStream(self.loaded.tokenizer, on_text)
         sampling = replace(self.sampling, seed=self.sampling.seed + self.answers)
@@ -90,13 +95,14 @@ class Chat:
         return prompt, turns
 
 
-def run_chat(chat: Chat, lines: Iterator[str], show_speed: bool = False) -> None:
+def run_chat(chat: Chat, lines: Iterator[str], show_speed: bool = False, heading: str = "") -> None:
     """Answer every line until the last or /exit.
 
     Args:
         chat: the conversation, changed by it.
         lines: what the user types.
         show_speed: add tokens and tokens/s after each answer.
+        heading: a line before each answer; "": none.
     """
     for line in lines:
         line = line.strip()
@@ -107,6 +113,8 @@ def run_chat(chat: Chat, lines: Iterator[str], show_speed: bool = False) -> None
             if line.startswith("/"):
                 _command(chat, line)
             elif line:
+                if heading:
+                    console.out.print(heading, markup=False)
                 _answer(chat, line, show_speed)
         except UserError as error:
             console.note(str(error))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from tuneval.checkpoints.load import Loaded
@@ -22,6 +22,7 @@ def generate(
     sampling: SamplingConfig,
     stop_token_ids: Sequence[int],
     streamer: BaseStreamer | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
 ) -> list[list[int]]:
     """Continue every prompt, all in one batch.
 
@@ -30,7 +31,7 @@ def generate(
         prompts: token ids, of any lengths above 0; shorter ones are padded on the left.
         sampling: the flags. Its seed alone decides the draws; the global random state is left as it was.
         stop_token_ids: an answer ends before the first of these.
-        streamer: gets tokens as they come; for one prompt only.
+        streamer: gets tokens as they come; for one prompt and one beam only.
 
     Returns:
         The new tokens of each prompt, without the stop token.
@@ -51,6 +52,7 @@ def generate(
             attention_mask=attention_mask,
             generation_config=_generation_config(sampling, new_tokens, stop_token_ids, padding),
             streamer=streamer,
+            stopping_criteria=stopping_criteria,
         )
     return [_before_stop(row, set(stop_token_ids)) for row in output[:, longest:].tolist()]
 
@@ -87,6 +89,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
     problems.check(s.temperature > 0, f"--temperature {s.temperature}: must be positive; --greedy takes the likeliest")
     problems.check(s.top_k >= 0, f"--top-k {s.top_k}: must be at least 0 (0: all tokens)")
     problems.check(0 < s.top_p <= 1, f"--top-p {s.top_p}: must be above 0 and at most 1")
+    problems.check(s.num_beams >= 1, f"--num-beams {s.num_beams}: must be at least 1")
     problems.check(
         s.repetition_penalty > 0, f"--repetition-penalty {s.repetition_penalty}: must be positive (1: no penalty)"
     )
@@ -152,6 +155,7 @@ def _generation_config(
 ) -> GenerationConfig:
     common = {
         "max_new_tokens": new_tokens,
+        "num_beams": sampling.num_beams,
         "eos_token_id": list(stop_token_ids) or None,
         "pad_token_id": padding,
     }

@@ -1,0 +1,101 @@
+"""MindSpeed-LLM's inference.py: one fixed prompt decoded in four ways, and its chat."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+
+from tuneval import console
+from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.schema import InferenceConfig, SamplingConfig
+from tuneval.data.records import Message
+from tuneval.data.template import Template, load_template
+from tuneval.errors import Problems
+from tuneval.inference.chat import Chat, run_chat, typed_lines
+from tuneval.inference.generate import check_sampling, choose_template, generate
+
+PROMPT = "how are you?"
+"""What every task but chat answers there."""
+
+FRAMES = {
+    "greedy": ("=============== Greedy Search ================", {"greedy": True}),
+    "do_sample": ("================ Do Sample =================", {}),
+    "beam_search": ("=============== Beam Search =================", {"greedy": True, "num_beams": 2}),
+    "beam_search_with_sampling": ("======== Beam Search with sampling ==========", {"num_beams": 2}),
+}
+"""Task -> (the line above its answer, how it differs from sampling)."""
+
+CHAT_HINTS = (
+    "===========================================================",
+    "1. If you want to quit, please entry one of [q, quit, exit]",
+    "2. To create new title, please entry one of [clear, new]",
+    "===========================================================",
+)
+
+
+def main(parsed: Parsed) -> None:
+    config: InferenceConfig = parsed.config
+    sampling = SamplingConfig(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=config.seed,
+    )
+    _check(config, sampling)
+    console.note(f"loading {config.load}")
+    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
+    check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    template = _template(config, loaded)
+    for task in config.task:
+        if task == "chat":
+            _chat(config, loaded, template, sampling)
+        else:
+            _answer(task, loaded, template, sampling)
+
+
+def _check(config: InferenceConfig, sampling: SamplingConfig) -> None:
+    problems = Problems()
+    problems.check(config.task, "--task: name at least one")
+    problems.check(
+        not (config.hf_chat_template and config.prompt_type), "--hf-chat-template and --prompt-type: give one of them"
+    )
+    problems.check(config.history_turns >= 0, f"--history-turns {config.history_turns}: must be at least 0")
+    problems.raise_if_any()
+    check_sampling(sampling)
+
+
+def _template(config: InferenceConfig, loaded: Loaded) -> Template:
+    """The one asked for; else none, as there: `empty` puts texts one after the other."""
+    if config.hf_chat_template or config.prompt_type is not None:
+        return choose_template(loaded, "auto" if config.hf_chat_template else config.prompt_type)
+    console.note(
+        "neither --prompt-type nor --hf-chat-template: the text goes in as it is, as in MindSpeed-LLM"
+        + (f" (the model was tuned with --prompt-type {loaded.template_name})" if loaded.template_name else "")
+    )
+    return load_template("empty", loaded.tokenizer)
+
+
+def _answer(task: str, loaded: Loaded, template: Template, sampling: SamplingConfig) -> None:
+    title, changes = FRAMES[task]
+    started = time.perf_counter()
+    prompt = template.prompt_ids([Message("user", PROMPT)])
+    (tokens,) = generate(loaded, [prompt], replace(sampling, **changes), template.stop_token_ids)
+    answer = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+    for line in (
+        f"\n{title}",
+        f"\nYou:\n{PROMPT}\n\nMindSpeed-LLM:\n{answer}",
+        "=" * len(title),
+        f"\nElapsed: {round(time.perf_counter() - started, 2)}s",
+    ):
+        console.out.print(line, markup=False)
+
+
+def _chat(config: InferenceConfig, loaded: Loaded, template: Template, sampling: SamplingConfig) -> None:
+    for line in CHAT_HINTS:
+        console.out.print(line, markup=False)
+    chat = Chat(loaded, template, sampling, history_turns=config.history_turns)
+    terminal = sys.stdin.isatty()
+    run_chat(chat, typed_lines() if terminal else iter(sys.stdin), show_speed=terminal, heading="\nMindSpeed-LLM:")
