@@ -92,6 +92,22 @@ def _keep_freed_memory() -> None:
     libc.mallopt(trim_threshold, 1 << 30)
 
 
+def one_device(index: int, environment: dict[str, str]) -> dict[str, str]:
+    """Environment variables that show a child process one accelerator of those that `environment` shows; {} on a CPU.
+
+    Args:
+        index: which one; counted through again where there are fewer.
+        environment: of the child so far.
+    """
+    kind = device().type
+    variable = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}.get(kind)
+    if variable is None:
+        return {}
+    shown = environment.get(variable)
+    names = shown.split(",") if shown else [str(i) for i in range(getattr(torch, kind).device_count())]
+    return {variable: names[index % len(names)]}
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
