@@ -78,6 +78,7 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
     """Run the command that `say` names with its flags and notices; `program` is what the user typed."""
     from tuneval.errors import UserError
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch's own lines on errors that are told below
     try:
         from tuneval.config import flags, schema
 

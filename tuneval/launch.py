@@ -113,7 +113,6 @@ def _surroundings(count: int) -> Iterator[None]:
         REPORTS_FOR_US: "1",
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         # Time to save after SIGTERM; processes of a job that has failed end by themselves (parallel.peers).
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1800"),
     }
@@ -160,7 +159,7 @@ def _failed(command: str, failures: dict, world_size: int) -> int:
 
 def _missing_machine(config: LaunchConfig, error: Exception) -> UserError:
     where = f"{config.master_addr}:{config.master_port or DEFAULT_PORT}"
-    detail = str(error).partition("\n")[0]
+    detail = str(error).partition("\n")[0].rstrip(".")
     return UserError(
         f"--nnodes {config.nnodes}: not every machine came in time ({detail}). Start the same command on each of them with "
         f"another --node-rank, see that each can reach {where} (--master-addr, --master-port, firewall), or allow more time "

@@ -210,6 +210,9 @@ def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[
         problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose {_either(_divisors(layers))}")
     elif listed is not None and each is not None:
         problems.add(f"{LIST_FLAG} and {VPP_FLAG}: give one of them")
+    elif pp == 1 and (listed or each) and (listed != str(layers)):
+        flag, value = (LIST_FLAG, listed) if listed else (VPP_FLAG, each)
+        problems.add(f"{flag} {value}: goes with {PP_FLAG} above 1; there is one stage. Leave it out")
     elif each is not None:
         counts = _virtual(pp, each, layers, problems)
     elif listed is not None:
@@ -226,9 +229,7 @@ def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[
 
 
 def _virtual(pp: int, each: int, layers: int, problems: Problems) -> tuple[int, ...]:
-    if pp == 1:
-        problems.add(f"{VPP_FLAG} {each}: goes with {PP_FLAG} above 1; there is one stage")
-    elif each < 1 or layers % (pp * each) or layers == pp * each:
+    if each < 1 or layers % (pp * each) or layers == pp * each:
         fitting = [n for n in _divisors(layers // pp) if n < layers // pp] if layers % pp == 0 else []
         remedy = f"Choose {_either(fitting)}" if fitting else f"Leave it out, or choose another {PP_FLAG}"
         problems.add(

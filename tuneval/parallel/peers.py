@@ -160,7 +160,9 @@ def _meeting_point(minutes: float) -> dist.Store:
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=minutes))))
     except dist.DistError as error:
-        raise _missing(f"some of the {runtime.world_size()} processes", minutes, str(error).splitlines()[0]) from None
+        raise _missing(
+            f"some of the {runtime.world_size()} processes", minutes, str(error).partition("\n")[0].rstrip(".")
+        ) from None
     return store
 
 
