@@ -12,6 +12,7 @@ config.schema config.compatibility config.flags config.mindspeed
 parallel.mesh parallel.peers launch
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.lora model.loss
+parallel.micro_batches parallel.schedules parallel.pipeline
 training.schedule training.optim training.loop training.log_line
 checkpoints.pickled checkpoints.streamed checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
