@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import TRACKER, MegatronSource, has_config
-from tuneval.errors import Problems, UserError
+from tuneval.errors import UserError
+from tuneval.model.adapter import Adapter, read_peft
 from tuneval.model.build import build_model
-from tuneval.model.lora import WEIGHTS_FILE, adapter_delta
 
 
 def open_source(path: str | Path, config_folder: str | Path | None = None) -> Source:
@@ -45,45 +44,30 @@ class AdapterSource:
 
     Args:
         base: source of the weights under the adapter.
-        adapter: PEFT folder.
+        factors: the adapter.
     """
 
     kind = "adapter"
 
-    def __init__(self, base: Source, adapter: str | Path) -> None:
-        self.base, self.adapter, self.folder, self.config = base, Path(adapter), base.folder, base.config
-        self._delta = adapter_delta(self.adapter)
-        _check_fits(self.adapter, base)
+    def __init__(self, base: Source, factors: Adapter) -> None:
+        self.base, self.factors, self.folder, self.config = base, factors, base.folder, base.config
+        self.adapter = factors.folder
+        factors.check_fits(base.names(), base.shape, base.folder)
         self.names, self.shape, self.dtype = base.names, base.shape, base.dtype
 
     def read(self, name: str) -> torch.Tensor:
-        weight, delta = self.base.read(name), self._delta(name)
+        weight, delta = self.base.read(name), self.factors.delta(name)
         return weight if delta is None else weight + delta.to(weight.dtype)
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         return self.read(name).narrow(dim, start, stop - start)
 
 
-def _check_fits(adapter: Path, base: Source) -> None:
-    """Every A and B of the adapter belongs to a weight of the base, with its shape."""
-    problems, names = Problems(), set(base.names())
-    with safe_open(adapter / WEIGHTS_FILE, "pt") as file:
-        for key in sorted(file.keys()):
-            stem, _, half = key.removeprefix("base_model.model.").rpartition(".lora_")
-            weight, axis = f"{stem}.weight", 1 if half.startswith("A") else 0
-            size = file.get_slice(key).get_shape()[axis]
-            if weight not in names:
-                problems.add(f"{adapter}: adapts {stem}, which {base.folder} does not have")
-            elif base.shape(weight)[axis] != size:
-                problems.add(f"{adapter}: {key} has {size}, {base.folder} needs {base.shape(weight)[axis]}")
-    problems.raise_if_any()
-
-
 def open_adapter(folder: Path, base: Source | None = None) -> AdapterSource:
     """An adapter folder on its base: the one given, else the one its adapter_config.json names."""
     if base is None:
         base = open_source(_base_of(folder))
-    return AdapterSource(base, folder)
+    return AdapterSource(base, read_peft(folder))
 
 
 def _base_of(adapter: Path) -> Path:

@@ -10,23 +10,20 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import save
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tuneval.errors import Problems, UserError
-from tuneval.files import atomic_file, read_json
+from tuneval.errors import Problems
+from tuneval.files import atomic_file
+from tuneval.model.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, read_peft
 from tuneval.model.build import empty_model
 from tuneval.model.weight_map import hf_modules, megatron_targets
 
 ADAPTER = "default"
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # what peft's own saving puts before a transformers name
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,8 @@ class LoraSettings:
     """Dropout before A, in training."""
     targets: tuple[str, ...] = ()
     """Hugging Face or Megatron names of linear modules; empty: all linear layers of the blocks."""
+    shared_a: bool = False
+    """One A for the modules of a fused Megatron layer: for q, k and v, and for gate and up."""
 
 
 def hf_targets(names: Iterable[str], hf_config: PretrainedConfig) -> tuple[str, ...]:
@@ -82,18 +81,30 @@ def add_lora(
     Raises:
         UserError: rank below 1, a dropout outside [0, 1), or a target that no block of the model has.
     """
-    targets = _check_settings(model, settings)
-    config = _peft_config(settings, targets)
-    _inject(model, config)
-    for name, layer in _lora_layers(model):
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        with torch.no_grad():
-            a.copy_(_drawn(a.shape, f"{seed}:{name}"))
-            b.zero_()
-        if dtype is not None:
-            layer.lora_A[ADAPTER].to(dtype)
-            layer.lora_B[ADAPTER].to(dtype)
+    inject_lora(model, settings)
+    with torch.no_grad():
+        for name, p in list(model.named_parameters()):
+            value = initial_value(name, p.shape, seed)
+            if value is not None:
+                p.data = p.data.to(dtype or p.dtype)
+                p.copy_(value)
     return model
+
+
+def inject_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """`add_lora` without values: for a model on `meta`, which `initial_value` fills later."""
+    targets = _check_settings(model, settings)
+    _inject(model, _peft_config(settings, targets))
+    if settings.shared_a:
+        _share_a(model)
+
+
+def initial_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor | None:
+    """What `add_lora` gives a parameter, fp32; None for one that is no A or B."""
+    if name.endswith(f".lora_B.{ADAPTER}.weight"):
+        return torch.zeros(shape)
+    layer, mark, _ = name.rpartition(f".lora_A.{ADAPTER}.weight")
+    return _drawn(shape, f"{seed}:{layer}") if mark else None
 
 
 def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | Path, base_model: str) -> None:
@@ -105,7 +116,7 @@ def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | P
         folder: made if need be; other files in it are kept.
         base_model: path or hub id that the adapter belongs to.
     """
-    tensors = {name: p.detach().contiguous().cpu() for name, p in _by_file_name(model).items()}
+    tensors = {name: p.detach().cpu().clone() for name, p in _by_file_name(model).items()}  # no memory shared
     config = _peft_config(settings, _check_settings(model, settings))
     config.base_model_name_or_path, config.inference_mode = base_model, True
     folder = Path(folder)
@@ -124,24 +135,29 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
     Raises:
         UserError: no adapter there, a kind that isn't supported, or tensors that don't fit the model (all named).
     """
-    read, config = _open_adapter(folder)
-    _inject(model, LoraConfig.from_pretrained(str(folder)))
-    wanted = _by_file_name(model)
-    problems = Problems()
-    for name in sorted({*wanted, *read.keys()}):
-        if name not in read or name not in wanted:
+    adapter = read_peft(folder)
+    config = LoraConfig.from_pretrained(str(folder))
+    _inject(model, config)
+    wanted, problems = _by_file_name(model), Problems()
+    stored = {
+        f"{PEFT_PREFIX}{module}.lora_{half}.weight": factor
+        for module, pair in adapter.factors.items()
+        for half, factor in zip("AB", pair)
+    }
+    for name in sorted({*wanted, *stored}):
+        if name not in stored or name not in wanted:
             where = "not in the adapter" if name in wanted else "no such layer in the model"
-            problems.add(f"{folder}: {name.removeprefix(_PREFIX)}: {where}")
-        elif wanted[name].shape != read[name]().shape:
-            shapes = f"{list(read[name]().shape)} in the adapter, {list(wanted[name].shape)} in the model"
-            problems.add(f"{folder}: {name.removeprefix(_PREFIX)}: {shapes}")
+            problems.add(f"{folder}: {name.removeprefix(PEFT_PREFIX)}: {where}")
+        elif wanted[name].shape != stored[name].shape:
+            shapes = f"{list(stored[name].shape)} in the adapter, {list(wanted[name].shape)} in the model"
+            problems.add(f"{folder}: {name.removeprefix(PEFT_PREFIX)}: {shapes}")
     problems.raise_if_any()
     with torch.no_grad():
         for name, p in wanted.items():
-            p.copy_(read[name]())
-    targets = config["target_modules"]
+            p.copy_(stored[name].read())
+    targets = config.target_modules
     targets = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
-    return LoraSettings(config["r"], config["lora_alpha"], config["lora_dropout"], targets)
+    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, targets)
 
 
 def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
@@ -159,28 +175,8 @@ def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def adapter_delta(folder: str | Path) -> Callable[[str], torch.Tensor | None]:
-    """What an adapter adds to each weight, for merging while weights are streamed.
-
-    Args:
-        folder: PEFT folder.
-
-    Returns:
-        Function of a Hugging Face tensor name: fp32 [out, in], or None where the adapter leaves the tensor alone.
-
-    Raises:
-        UserError: no adapter there, or a kind that is more than W + scaling * B A.
-    """
-    read, config = _open_adapter(folder)
-    r = config["r"]
-    scaling = config["lora_alpha"] / (math.sqrt(r) if config.get("use_rslora") else r)
-
-    def delta(name: str) -> torch.Tensor | None:
-        stem = _PREFIX + name.removesuffix(".weight")
-        if f"{stem}.lora_A.weight" not in read or not name.endswith(".weight"):
-            return None
-        return read[f"{stem}.lora_B.weight"]().float() @ read[f"{stem}.lora_A.weight"]().float() * scaling
-
-    return delta
+    """What the adapter of a PEFT folder adds to each weight, for merging while weights are streamed."""
+    return read_peft(folder).delta
 
 
 def _check_settings(model: PreTrainedModel, settings: LoraSettings) -> tuple[str, ...]:
@@ -233,10 +229,20 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
         inject_adapter_in_model(config, model, ADAPTER)
 
 
+def _share_a(model: PreTrainedModel) -> None:
+    """Let the adapted modules of each fused layer use the first one's A: one parameter, one gradient sum."""
+    for parent in list(model.modules()):
+        for target in megatron_targets():
+            members = [child for name in hf_modules(target) if (child := getattr(parent, name, None)) is not None]
+            adapted = [child for child in members if isinstance(child, LoraLayer)]
+            for child in adapted[1:]:
+                child.lora_A[ADAPTER] = adapted[0].lora_A[ADAPTER]
+
+
 def _by_file_name(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """A and B of every layer under the names of the file."""
-    mark = f".{ADAPTER}."
-    return {_PREFIX + name.replace(mark, "."): p for name, p in model.named_parameters() if mark in name}
+    """A and B of every layer under the names of the file; a shared A under each of its names."""
+    mark, named = f".{ADAPTER}.", model.named_parameters(remove_duplicate=False)
+    return {PEFT_PREFIX + name.replace(mark, "."): p for name, p in named if mark in name}
 
 
 def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
@@ -256,50 +262,3 @@ def _save_config(config: LoraConfig, folder: Path) -> None:
     values = {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
     with atomic_file(folder / CONFIG_FILE) as file:
         json.dump(values, file, indent=2, sort_keys=True)
-
-
-_UNSUPPORTED: dict[str, Any] = {
-    "use_dora": "DoRA",
-    "bias": "trained biases",
-    "lora_bias": "biases of A and B",
-    "modules_to_save": "whole modules beside A and B",
-    "rank_pattern": "a rank for each layer",
-    "alpha_pattern": "an alpha for each layer",
-    "layer_replication": "replicated layers",
-    "fan_in_fan_out": "transposed weights",
-    "trainable_token_indices": "trained tokens",
-    "target_parameters": "adapters of bare parameters",
-}
-
-
-def _open_adapter(folder: str | Path) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, Any]]:
-    """Readers of the tensors by their names in the file, and the config; refuses what is more than B A."""
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder}: no {CONFIG_FILE} in it. Give a PEFT adapter folder.")
-    config, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{folder}: an adapter of kind {config.get('peft_type')}; only LORA is supported")
-    if not weights.is_file():
-        raise UserError(f"{folder}: no {WEIGHTS_FILE}. Save the adapter as safetensors (peft's default).")
-    problems = Problems()
-    for key, what in _UNSUPPORTED.items():
-        if config.get(key) not in (None, False, {}, [], "none"):
-            problems.add(f"{folder}: uses {what} ({key}), which can't be merged here. Merge it with peft first.")
-    with safe_open(weights, "pt") as file:
-        names = list(file.keys())
-    for name in names:
-        plain = name.startswith(_PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight")) and ".layers." in name
-        problems.check(plain, f"{folder}: {name}: not A or B of a linear layer in a block")
-    problems.raise_if_any()
-    return {name: _Reader(weights, name) for name in names}, config
-
-
-@dataclass(frozen=True)
-class _Reader:
-    path: Path
-    name: str
-
-    def __call__(self) -> torch.Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(self.name)
