@@ -139,6 +139,26 @@ def fp32_advantage(dtype: torch.dtype) -> float:
     return seconds[dtype] / seconds[torch.float32]
 
 
+def mend_pipelining() -> None:
+    """Let pipeline schedules of torch 2.5 wait for every transfer of a batch.
+
+    They keep the last one only. That is right where a batch is one transfer to the backend; gloo drops the others.
+    """
+    import torch.distributed as dist
+    from torch.distributed.pipelining import schedules
+
+    class Transfers:
+        def __init__(self, works: list) -> None:
+            self.works = works
+
+        def wait(self) -> None:
+            for work in self.works:
+                work.wait()
+
+    if "list" not in str(schedules._batch_p2p.__annotations__.get("return")):  # newer: all of them, in a list
+        schedules._batch_p2p = lambda ops, desc=None: Transfers(dist.batch_isend_irecv(ops)) if ops else None
+
+
 def peak_memory_bytes() -> int:
     """Highest memory of this process: allocated on the accelerator where there is one, else resident on the host."""
     if device().type != "cpu" and hasattr(torch, "accelerator"):

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
+from tuneval import runtime
 from tuneval.data.batches import MicroBatch
 from tuneval.model.decoder import Decoder
 from tuneval.parallel.mesh import Layout
@@ -42,6 +43,7 @@ class Pipeline:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        runtime.mend_pipelining()
         self.layout, self.group, self.device, self.dtype = layout, group, device, dtype
         self.stage = dist.get_rank(group)
         self.chunks = dict(zip(layout.chunks_of(self.stage), map(_Chunk, chunks), strict=True))
