@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
-config.schema config.compatibility config.flags config.mindspeed
+config.schema config.fields config.compatibility config.flags config.mindspeed
 parallel.mesh parallel.peers launch
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.adapter model.lora model.loss
@@ -18,6 +18,7 @@ training.schedule training.optim training.loop training.log_line
 checkpoints.pickled checkpoints.streamed checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
 evaluation.exam evaluation.exam_files evaluation.layouts evaluation.tasks evaluation.extract evaluation.margins evaluation.decisions evaluation.styles evaluation.ceval_styles evaluation.further_styles evaluation.catalogue evaluation.score evaluation.replies evaluation.model_scorer evaluation.self_test evaluation.precision evaluation.stats evaluation.units evaluation.partial
+sweep.spec sweep.records sweep.steps sweep.checks sweep.state sweep.processes sweep.progress sweep.estimate sweep.runner
 report.records report.checks report.comparison report.tables report.plots report.words report.document report.legend report.gather report.findings report.parts.summary report.parts.training report.parts.scores report.parts.samples report.parts.setting report.render commands cli __main__
 """.split()  # fmt: skip
 

@@ -6,11 +6,11 @@ import json
 import math
 import types
 from collections import Counter
-from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
+from tuneval.config.fields import flat_types
 from tuneval.config.schema import TuneConfig
 from tuneval.errors import Problems, UserError
 from tuneval.report.records import EvalResult, Prediction, RunRecord, fits, read_record, read_records, spell
@@ -83,16 +83,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
 @cache
 def settings() -> dict[str, Any]:
     """Flag of `tune` -> type of its value in JSON."""
-    return _flat(TuneConfig)
-
-
-def _flat(config_type: type) -> dict[str, Any]:
-    hints = get_type_hints(config_type)
-    found: dict[str, Any] = {}
-    for f in fields(config_type):  # type: ignore[arg-type]
-        hint = hints[f.name]
-        found |= _flat(hint) if is_dataclass(hint) else {f.name: _in_json(hint)}
-    return found
+    return {name: _in_json(hint) for name, hint in flat_types(TuneConfig).items()}
 
 
 def _in_json(hint: Any) -> Any:

@@ -139,6 +139,26 @@ class EvalResult:
     config: dict[str, Any] = field(default_factory=dict)
     """Resolved settings, flat, as a `--config` file spells them."""
     machine: dict[str, Any] = field(default_factory=dict)
+    decision: dict[str, Any] = field(default_factory=dict)
+    """How an answer is read: `kind` (letter_logits, option_likelihood, reply) and its settings."""
+    aggregation: str | None = None
+    """`micro` or `macro`: the mean that the style's own recipe reports."""
+    source: str | None = None
+    """Where the style's recipe comes from."""
+    unparsed: int | None = None
+    """Replies without a readable answer; they count as wrong."""
+    answers: dict[str, int] = field(default_factory=dict)
+    """Label -> how often it was chosen."""
+    at_chance: bool | None = None
+    """Whether guessing would explain the accuracy: `chance` lies in the micro interval or above it."""
+    noise: dict[str, Any] = field(default_factory=dict)
+    """What computing in fp32 changes: questions compared, largest and median change of a margin, answers changed."""
+    within_noise: int | None = None
+    """Questions whose margin is no larger than the largest change that fp32 made."""
+    self_test: dict[str, Any] = field(default_factory=dict)
+    """Questions whose answers stand in them, and how far a batch changes a score."""
+    duplicates: dict[str, int] = field(default_factory=dict)
+    """Questions that stand more than once in the exam, or are among its worked examples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +176,8 @@ class Prediction:
     margin: float | None = None
     """Best score minus the second."""
     prompt_sha256: str | None = None
+    response: str | None = None
+    """The generated reply, where the style generates."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -33,9 +33,55 @@ def print_result(result: EvalResult, folder: Path) -> None:
     table.add_row("all questions (micro)", *_figures(result.micro), style="bold")
     table.add_row("mean of subjects (macro)", *_figures(result.macro), style="bold")
     console.out.print(table)
-    ties = f"{result.near_ties} near ties, {result.exact_ties} exact" if result.near_ties else "no near ties"
-    console.out.print(f"guessing: {100 * result.chance:.1f}%; {ties}; {result.seconds:.1f} s of scoring")
+    console.out.print(f"guessing: {100 * result.chance:.1f}%; {_closeness(result)}; {result.seconds:.1f} s of scoring")
+    for remark in _remarks(result):
+        console.out.print(remark, markup=False)
     console.out.print(f"result: {folder}", markup=False)
+
+
+def print_matrix(results: Sequence[EvalResult], folder: Path) -> None:
+    """A row a style: both means with their intervals; the one its own recipe reports is marked."""
+    names = ("style", "shots", "reads", "micro", "95% interval", "macro", "95% interval")
+    table = _table(f"{results[0].task} {results[0].split}, {results[0].dtype}", names)
+    for result in results:
+        cells = []
+        for mean in ("micro", "macro"):
+            _, share, interval = _figures(getattr(result, mean)) if result.micro else ("", "", "")
+            cells += [share + (" *" if mean == result.aggregation else "  "), interval]
+        table.add_row(escape(result.style), str(result.shots), result.decision.get("kind", ""), *cells)
+    console.out.print(table)
+    console.out.print("* the mean that the style's own recipe reports")
+    console.out.print(f"results: {folder / 'matrix.json'}", markup=False)
+
+
+def _closeness(result: EvalResult) -> str:
+    if result.exact_ties is None:
+        return f"{result.unparsed} of {result.questions} replies unreadable"
+    words = [f"{result.near_ties} near ties"] if result.near_ties is not None else []
+    words.append(f"{result.exact_ties} exact ties")
+    if result.within_noise is not None:
+        words.append(f"{result.within_noise} answers within the noise of {result.dtype}")
+    return ", ".join(words)
+
+
+def _remarks(result: EvalResult) -> list[str]:
+    """What a reader of the score must know."""
+    found = []
+    if result.at_chance:
+        found.append("The score is no better than guessing.")
+    most = max(result.answers.values(), default=0)
+    if result.questions >= 20 and most > 0.9 * result.questions:
+        label = max(result.answers, key=result.answers.__getitem__)
+        found.append(f"{most} of {result.questions} answers are {label}: the model chooses a letter, not an answer.")
+    asked, right = result.self_test.get("trivial", 0), result.self_test.get("trivial_right", 0)
+    if right < asked:
+        found.append(f"Self-test: {right} of {asked} questions whose answer stands in them were answered right.")
+    repeated, shown = result.duplicates.get("repeated", 0), result.duplicates.get("worked_examples", 0)
+    if repeated:
+        found.append(f"{repeated} questions repeat an earlier one and count again.")
+    if shown:
+        found.append(f"{shown} questions stand among the worked examples, answer included.")
+    return found
 
 
 def print_comparison(comparison: Comparison, folder: Path) -> None:
