@@ -13,7 +13,7 @@ from tuneval.data.batches import global_batches, make_global_batch, sample_order
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.training.loop import NotFinite, Progress, evaluate, train
+from tuneval.training.loop import NotFinite, OneProcess, Progress, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
 from tuneval.training.schedule import Schedule
 
@@ -39,7 +39,7 @@ def run(decoder, dataset, steps=6, batch=None, optim=OPTIM, precision=None, prog
     scaler = LossScaler(precision or PrecisionConfig(fp32=True))
     order = sample_order(len(dataset), steps * 4, 1234, True)
     batches = global_batches(dataset, order, batch, 64, start=progress.samples)
-    return list(train(decoder, batches, optimizer, Schedule(optim, steps, 4), scaler, progress)), optimizer
+    return list(train(OneProcess(decoder), batches, optimizer, Schedule(optim, steps, 4), scaler, progress)), optimizer
 
 
 def transformers_step(model, dataset, sample_ids):
@@ -163,7 +163,8 @@ def test_a_loop_goes_on_from_its_progress(dataset):
     optimizer = make_optimizer(decoder.named_parameters(), OPTIM)
     order = sample_order(len(dataset), 24, 1234, True)
     batches = global_batches(dataset, order, BatchConfig(global_batch_size=4), 64)
-    first = train(decoder, batches, optimizer, Schedule(OPTIM, 6, 4), LossScaler(PrecisionConfig(fp32=True)), progress)
+    scaler = LossScaler(PrecisionConfig(fp32=True))
+    first = train(OneProcess(decoder), batches, optimizer, Schedule(OPTIM, 6, 4), scaler, progress)
     begun = [next(first), next(first)]
     rest, _ = run(decoder, dataset, progress=copy.copy(progress), optimizer=optimizer)
     assert [s.loss for s in begun + rest] == [s.loss for s in whole]
@@ -217,6 +218,6 @@ def test_evaluation_is_the_mean_without_dropout(dataset):
     decoder = decoder_of(tiny_model())
     decoder.train()
     batch = make_global_batch(dataset, list(range(12)), BatchConfig(), 64)
-    loss = evaluate(decoder, [batch])
+    loss = evaluate(OneProcess(decoder), [batch])
     (step,), _ = run(decoder, dataset, steps=1, batch=BatchConfig(global_batch_size=4))
     assert decoder.training and loss == pytest.approx(step.loss, rel=0.2) and loss != step.loss

@@ -19,7 +19,7 @@ from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
 from tuneval.errors import UserError
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
+from tuneval.training.loop import NotFinite, OneProcess, Progress, Step, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
 
 
@@ -44,6 +44,7 @@ class TuneRun:
             add_lora(self.loaded.model, self.lora_settings, config.log.seed)
         self.decoder = Decoder(self.loaded.model, config.precision.recompute_granularity)
         self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)
+        self.runner = OneProcess(self.decoder)
         self.scaler = LossScaler(config.precision)
         self._validation = self._split_batch(1)
         self._saved: int | None = None
@@ -80,7 +81,7 @@ class TuneRun:
         plan, config = self.plan, self.plan.config
         order = plan.order(0, plan.train_iters * config.batch.global_batch_size)
         batches = global_batches(plan.dataset, order, config.batch, config.data.seq_length, self.progress.samples)
-        return train(self.decoder, batches, self.optimizer, plan.schedule, self.scaler, self.progress)
+        return train(self.runner, batches, self.optimizer, plan.schedule, self.scaler, self.progress)
 
     def _after(self, step: Step, log: RunLog, stopping: bool) -> None:
         """Log, validate, save, in this order: a checkpoint's records are always complete."""
@@ -95,7 +96,7 @@ class TuneRun:
 
     def _validate(self, log: RunLog, where: str) -> None:
         if self._validation is not None:
-            log.validation(self.progress.step, evaluate(self.decoder, [self._validation]), where)
+            log.validation(self.progress.step, evaluate(self.runner, [self._validation]), where)
 
     def _split_batch(self, split: int) -> GlobalBatch | None:
         """The samples that validation (1) or test (2) looks at, always the same, as one batch; None: there are none."""
@@ -142,7 +143,7 @@ class TuneRun:
         test = self._split_batch(2)
         if test is not None:
             where = f"iteration {self.progress.step} on test set"
-            log.say_validation(evaluate(self.decoder, [test]), where)
+            log.say_validation(evaluate(self.runner, [test]), where)
         result = write_output(self.plan, self.loaded.model, self.lora_settings)
         notes = [f"{self.progress.step} steps, {self.progress.samples} samples"]
         if self.progress.untrainable:

@@ -130,21 +130,30 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """Samples of one optimizer step."""
+    """Samples of one optimizer step. With data parallelism each process has its share of them; all facts are global."""
 
     micro_batches: tuple[MicroBatch, ...]
+    """This process's share."""
     sample_ids: tuple[int, ...]
     tokens: int
     """Tokens that pass the model."""
     trained_tokens: int
     """Tokens that the loss counts."""
+    lengths: tuple[int, ...]
+    """Length of every segment that passes the model, tokens."""
     untrainable: tuple[int, ...] = ()
     """Ids of samples without a trainable token: they pass no model and weigh nothing."""
+    most_micro_batches: int = 0
+    """Of any process's share."""
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Length of every segment, tokens."""
-        return tuple(b - a for m in self.micro_batches for a, b in zip(m.segments[:-1], m.segments[1:], strict=True))
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch a process takes."""
+
+    rank: int = 0
+    """Among the data-parallel processes."""
+    ranks: int = 1
 
 
 def split_borders(n: int, split: str) -> tuple[int, int, int, int]:
@@ -242,8 +251,28 @@ def pack(lengths: list[int], capacity: int, most: int | None) -> list[list[int]]
     return sorted(sorted(b) for b in bins)
 
 
+def deal(lengths: list[int], ranks: int) -> list[list[int]]:
+    """Items for each of `ranks` processes, nearly the same number of tokens: longest first, each to the one with least.
+
+    Returns:
+        For each process indices of `lengths`, rising.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    tokens = [0] * ranks
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        rank = min(range(ranks), key=lambda r: (tokens[r], r))
+        dealt[rank].append(index)
+        tokens[rank] += lengths[index]
+    return [sorted(items) for items in dealt]
+
+
 def global_batches(
-    dataset: SftDataset, order: np.ndarray, batch: BatchConfig, seq_length: int, start: int = 0
+    dataset: SftDataset,
+    order: np.ndarray,
+    batch: BatchConfig,
+    seq_length: int,
+    start: int = 0,
+    share: Share = Share(),
 ) -> Iterator[GlobalBatch]:
     """The global batches from sample `start` of `order` on, whole ones only.
 
@@ -253,31 +282,43 @@ def global_batches(
         batch: sizes and the loss's reduction.
         seq_length: longest conversation, tokens; longer ones are cut.
         start: samples consumed before.
+        share: whose micro-batches are made.
     """
     size = batch.global_batch_size
     for first in range(start, len(order) - size + 1, size):
-        yield make_global_batch(dataset, [int(i) for i in order[first : first + size]], batch, seq_length)
+        yield make_global_batch(dataset, [int(i) for i in order[first : first + size]], batch, seq_length, share)
 
 
-def make_global_batch(dataset: SftDataset, sample_ids: list[int], batch: BatchConfig, seq_length: int) -> GlobalBatch:
-    """One global batch of the named samples, packed."""
+def make_global_batch(
+    dataset: SftDataset,
+    sample_ids: list[int],
+    batch: BatchConfig,
+    seq_length: int,
+    share: Share = Share(),
+) -> GlobalBatch:
+    """One global batch of the named samples, packed: the share of one process."""
     samples = [truncate(dataset[i], seq_length) for i in sample_ids]
     targets = [_next_tokens(sample) for sample in samples]
     counts = [int((t != IGNORED).sum()) for t in targets]
     used = [i for i, count in enumerate(counts) if count]
     token_weight = _token_weights(counts, batch)
     most = None if batch.loss_reduction == "micro-batch" else batch.micro_batch_size
-    bins = pack([len(samples[i].input_ids) for i in used], batch.micro_batch_tokens, most)
-    micro_batches = tuple(
-        _micro_batch([(samples[i], targets[i], token_weight[i], sample_ids[i]) for i in (used[k] for k in b)])
-        for b in bins
-    )
+    lengths = [len(samples[i].input_ids) for i in used]
+    packed = [
+        [[items[k] for k in b] for b in pack([lengths[i] for i in items], batch.micro_batch_tokens, most)]
+        for items in deal(lengths, share.ranks)
+    ]
     return GlobalBatch(
-        micro_batches=micro_batches,
+        micro_batches=tuple(
+            _micro_batch([(samples[i], targets[i], token_weight[i], sample_ids[i]) for i in (used[k] for k in b)])
+            for b in packed[share.rank]
+        ),
         sample_ids=tuple(sample_ids),
-        tokens=sum(len(samples[i].input_ids) for i in used),
+        tokens=sum(lengths),
         trained_tokens=sum(counts),
+        lengths=tuple(int(n) for i in used for n in np.diff(samples[i].bounds)),
         untrainable=tuple(s for s, count in zip(sample_ids, counts, strict=True) if not count),
+        most_micro_batches=max(map(len, packed)),
     )
 
 

@@ -47,7 +47,7 @@ def build_model(
         _place(model, name, tensor.to(device=device, dtype=dtype).contiguous())
     problems.raise_if_any()
     model.tie_weights()
-    _compute_buffers(model, device)
+    compute_buffers(model, device)
     return model.eval()
 
 
@@ -84,7 +84,7 @@ def _place(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> None:
         module._buffers[leaf] = tensor
 
 
-def _compute_buffers(model: PreTrainedModel, device: torch.device | str) -> None:
+def compute_buffers(model: PreTrainedModel, device: torch.device | str) -> None:
     """Give buffers that no checkpoint holds their values: the modules that own them are made anew from the config."""
     for name, module in list(model.named_modules()):
         if not any(b is not None and b.is_meta for b in module._buffers.values()):

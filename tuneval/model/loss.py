@@ -1,14 +1,18 @@
 """Output head and cross entropy in one, chunk by chunk: the logits of all tokens never exist together.
 
-Shapes: N trained rows, H hidden size, V vocabulary, C rows of a chunk.
+Shapes: N trained rows, H hidden size, V vocabulary, W words of it that this process holds (all of them, or with tensor
+parallelism its share), C rows of a chunk.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from tuneval.data.batches import MicroBatch
@@ -28,10 +32,15 @@ def sequence_loss(decoder: Decoder, micro_batch: MicroBatch) -> torch.Tensor:
     Returns:
         fp32 scalar; a micro-batch without trained positions gives 0 (with a gradient of zeros).
     """
-    hidden = decoder(micro_batch.input_ids, micro_batch.position_ids, micro_batch.segments)[0]  # [T, H]
+    hidden = decoder(micro_batch.input_ids, micro_batch.position_ids, micro_batch.segments)
+    return hidden_loss(decoder, hidden, micro_batch)
+
+
+def hidden_loss(decoder: Decoder, hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
+    """`sequence_loss` from the decoder's hidden states [1, T, H] on."""
     targets, weights = micro_batch.targets[0], micro_batch.weights[0]
     rows = ((targets != -100) & (weights != 0)).nonzero()[:, 0]  # [N]
-    return linear_cross_entropy(hidden.index_select(0, rows), decoder.head_weight, targets[rows], weights[rows])
+    return linear_cross_entropy(hidden[0].index_select(0, rows), decoder.head_weight, targets[rows], weights[rows])
 
 
 def linear_cross_entropy(
@@ -43,24 +52,74 @@ def linear_cross_entropy(
     them. A frozen `weight` costs no gradient, and under `no_grad` none is computed at all.
 
     Args:
-        hidden: [N, H].
-        weight: [V, H], the output head, same type as `hidden`.
+        hidden: [N, H], the same on every process.
+        weight: [V, H], the output head, same type as `hidden`. A DTensor cut by words: each process computes its words'
+            logits, and what it adds to the gradient of `hidden` is its share of a sum.
         targets: [N], ids below V (no -100).
         weights: [N] fp32.
 
     Returns:
-        fp32 scalar.
+        fp32 scalar, the same on every process.
     """
+    words = None
+    if isinstance(weight, DTensor):
+        words, weight = Words.of(weight), weight.to_local()
     grads = torch.is_grad_enabled()
     return _LinearCrossEntropy.apply(
-        hidden, weight, targets, weights.float(), grads and hidden.requires_grad, grads and weight.requires_grad
+        hidden, weight, targets, weights.float(), words, grads and hidden.requires_grad, grads and weight.requires_grad
     )
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a vocabulary that this process holds, and the processes that hold the others."""
+
+    share: int
+    """Words of a process; the last one may have fewer."""
+    first: int
+    count: int
+    group: Any
+
+    @classmethod
+    def of(cls, weight: DTensor) -> Words:
+        """Of a head [V, H] cut by rows over a one-dimensional mesh, as torch cuts: all shares but the last are equal."""
+        mesh = weight.device_mesh
+        share = -(-weight.shape[0] // mesh.size())
+        return cls(share, share * mesh.get_local_rank(), weight.to_local().shape[0], mesh.get_group())
+
+    def log_softmax(self, logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log probabilities of this process's words, and of the targets, wherever they are.
+
+        Args:
+            logits: [C, W].
+            target: [C, 1] ids of the whole vocabulary.
+
+        Returns:
+            fp32 [C, W] and [C, 1].
+        """
+        logits = logits.float()
+        largest = logits.max(1, keepdim=True).values  # [C, 1]
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
+        logits -= largest
+        mine, at = self.find(target)
+        own = torch.where(mine, logits.gather(1, at), 0.0)
+        sums = torch.cat((logits.exp().sum(1, keepdim=True), own), 1)  # [C, 2]
+        dist.all_reduce(sums, group=self.group)
+        log_sum = sums[:, :1].log()
+        return logits.sub_(log_sum), sums[:, 1:] - log_sum
+
+    def find(self, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which targets this process holds, and where; 0 for the others."""
+        at = target - self.first
+        mine = (at >= 0) & (at < self.count)
+        return mine, torch.where(mine, at, 0)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, weights, wants_hidden, wants_weight):
-        chunk = max(1, min(len(hidden), CHUNK_BYTES // (4 * len(weight))))
+    def forward(ctx, hidden, weight, targets, weights, words, wants_hidden, wants_weight):
+        widest = len(weight) if words is None else words.share  # every process makes the same chunks
+        chunk = max(1, min(len(hidden), CHUNK_BYTES // (4 * widest)))
         # Weights such as 1/50000 underflow in fp16: they enter its products as shares of the largest.
         largest = torch.cat((weights.abs(), weights.new_full((1,), torch.finfo(torch.float32).tiny))).max()
         shares = weights / largest
@@ -70,19 +129,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, target = hidden[rows], targets[rows, None]
-            log_p = torch.log_softmax(h @ weight.T, -1, dtype=torch.float32)  # [C, V]
-            log_p_target = log_p.gather(1, target)  # [C, 1]
+            log_p, log_p_target = _log_softmax(h @ weight.T, target, words)  # [C, W], [C, 1]
             loss -= weights[rows].dot(log_p_target[:, 0])
             if not (wants_hidden or wants_weight):
                 continue
             grad_logits = log_p.exp_().to(hidden.dtype)
-            # p - 1 of a target that is nearly sure has lost its digits in bf16; expm1 keeps them.
-            grad_logits.scatter_(1, target, log_p_target.expm1().to(hidden.dtype))
+            _subtract_target(grad_logits, target, log_p_target, words)
             if wants_hidden:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if wants_weight:
-                part = grad_logits.T @ (h * shares[rows, None].to(h.dtype))  # [V, H]
+                part = grad_logits.T @ (h * shares[rows, None].to(h.dtype))  # [W, H]
                 grad_weight = _add(grad_weight, part)
+        if wants_weight and grad_weight is None:  # no rows here, but others may have some, and sum with this process
+            grad_weight = torch.zeros_like(weight)
         ctx.save_for_backward(grad_hidden, grad_weight, weights, largest)
         ctx.dtype = weight.dtype
         return loss
@@ -95,7 +154,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = (grad_hidden.float() * (weights * grad_loss)[:, None]).to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = grad_weight.mul_(largest * grad_loss).to(ctx.dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _log_softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 log probabilities of the words here [C, W], and of the targets [C, 1]."""
+    if words is not None:
+        return words.log_softmax(logits, target)
+    log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
+    return log_p, log_p.gather(1, target)
+
+
+def _subtract_target(p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: Words | None) -> None:
+    """p -> p - 1 at each target: the gradient of the logits. expm1 keeps the digits of a target that is nearly sure."""
+    value = log_p_target.expm1().to(p.dtype)
+    if words is None:
+        p.scatter_(1, target, value)
+    else:
+        mine, at = words.find(target)
+        p.scatter_(1, at, torch.where(mine, value, p.gather(1, at)))
 
 
 def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:

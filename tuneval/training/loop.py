@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from typing import Protocol
 
 import torch
 
@@ -69,12 +70,78 @@ class Progress:
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
+class Runner(Protocol):
+    """Runs global batches through a model, wherever its parts are. Every process of a job makes the same calls."""
+
+    def accumulate(self, batch: GlobalBatch, scale: float) -> float:
+        """Forward and backward of the whole global batch; the gradients, times `scale`, go to the optimizer's hooks.
+
+        Returns:
+            The global batch's loss, the same on every process.
+        """
+
+    def evaluate(self, batch: GlobalBatch) -> float:
+        """The global batch's loss without dropout and gradients, the same on every process."""
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """What this process holds, by Hugging Face's names."""
+
+    def broken_parameters(self) -> list[str]:
+        """Names of parameters that hold NaN or infinity, the same list on every process."""
+
+
+class OneProcess:
+    """The runner of a model that this process holds whole.
+
+    Args:
+        decoder: the model; it is put in training mode before each step.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def accumulate(self, batch: GlobalBatch, scale: float) -> float:
+        self.decoder.train()
+        device, total = self.decoder.head_weight.device, 0.0
+        for micro_batch in batch.micro_batches:
+            loss = sequence_loss(self.decoder, micro_batch.to(device))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise LossNotFinite(value, micro_batch.sample_ids)
+            (loss * scale).backward()
+            total += value
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, batch: GlobalBatch) -> float:
+        training = self.decoder.training
+        self.decoder.eval()
+        device = self.decoder.head_weight.device
+        loss = sum(float(sequence_loss(self.decoder, m.to(device))) for m in batch.micro_batches)
+        self.decoder.train(training)
+        return loss
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return self.decoder.named_parameters()
+
+    def broken_parameters(self) -> list[str]:
+        return [name for name, p in self.named_parameters() if not bool(torch.isfinite(p).all())]
+
+
+class LossNotFinite(ArithmeticError):
+    """A runner met a loss that is no number before it changed anything; some know which samples it came from."""
+
+    def __init__(self, value: float, sample_ids: tuple[int, ...]) -> None:
+        super().__init__(value)
+        self.value, self.sample_ids = value, sample_ids
+
+
 class NotFinite(UserError):
     """A loss or gradient is NaN or infinite; the weights are still those of the step before."""
 
 
 def train(
-    decoder: Decoder,
+    runner: Runner,
     batches: Iterable[GlobalBatch],
     optimizer: AdamW,
     schedule: Schedule,
@@ -84,9 +151,9 @@ def train(
     """Train on every batch; yields after each step, when `progress`, the optimizer and the scaler stand behind it.
 
     Args:
-        decoder: the model; it is put in training mode before each step.
+        runner: of the model.
         batches: from sample `progress.samples` on.
-        optimizer: of the decoder's trainable parameters.
+        optimizer: of the runner's trainable parameters.
         schedule: learning rate by samples.
         scaler: fp16 loss scale, 1 otherwise.
         progress: updated in place.
@@ -96,13 +163,18 @@ def train(
     """
     for batch in batches:
         started = time.perf_counter()
-        decoder.train()
         lr, scale = schedule.lr_at(progress.scheduled_samples), scaler.scale
-        loss = _accumulate(decoder, batch, scale, progress.step + 1)
+        try:
+            loss = runner.accumulate(batch, scale)
+            if not math.isfinite(loss):
+                raise LossNotFinite(loss, batch.sample_ids)
+        except LossNotFinite as error:
+            raise _not_finite(runner, progress.step + 1, f"loss is {error.value}", error.sample_ids) from None
+        optimizer.reduce_gradients()
         norm = optimizer.grad_norm(scale)
         overflow = not math.isfinite(norm)
         if overflow and not scaler.fp16:
-            raise _not_finite(decoder, progress.step + 1, f"gradient norm is {norm}", batch.sample_ids)
+            raise _not_finite(runner, progress.step + 1, f"gradient norm is {norm}", batch.sample_ids)
         skipped = overflow or not batch.trained_tokens
         if skipped:
             optimizer.zero_grad()
@@ -129,28 +201,10 @@ def train(
         )
 
 
-@torch.no_grad()
-def evaluate(decoder: Decoder, batches: Iterable[GlobalBatch]) -> float:
+def evaluate(runner: Runner, batches: Iterable[GlobalBatch]) -> float:
     """Mean loss of the batches' trained tokens (weights as in the batches), without dropout. NaN without batches."""
-    training = decoder.training
-    decoder.eval()
-    device = decoder.head_weight.device
-    losses = [sum(float(sequence_loss(decoder, m.to(device))) for m in batch.micro_batches) for batch in batches]
-    decoder.train(training)
+    losses = [runner.evaluate(batch) for batch in batches]
     return sum(losses) / len(losses) if losses else math.nan
-
-
-def _accumulate(decoder: Decoder, batch: GlobalBatch, scale: float, step: int) -> float:
-    """Forward and backward of every micro-batch; returns the global batch's loss."""
-    device, total = decoder.head_weight.device, 0.0
-    for micro_batch in batch.micro_batches:
-        loss = sequence_loss(decoder, micro_batch.to(device))
-        value = loss.item()
-        if not math.isfinite(value):
-            raise _not_finite(decoder, step, f"loss is {value}", micro_batch.sample_ids)
-        (loss * scale).backward()
-        total += value
-    return total
 
 
 def _advance(progress: Progress, batch: GlobalBatch, skipped: bool) -> None:
@@ -161,10 +215,10 @@ def _advance(progress: Progress, batch: GlobalBatch, skipped: bool) -> None:
     progress.untrainable += len(batch.untrainable)
 
 
-def _not_finite(decoder: Decoder, step: int, what: str, sample_ids: tuple[int, ...]) -> NotFinite:
+def _not_finite(runner: Runner, step: int, what: str, sample_ids: tuple[int, ...]) -> NotFinite:
     """The error, with the cause where it is in the weights."""
     named = list(map(str, sample_ids[:32])) + (["..."] if len(sample_ids) > 32 else [])
-    broken = [name for name, p in decoder.named_parameters() if not bool(torch.isfinite(p).all())]
+    broken = runner.broken_parameters()
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         advice = f"The weights themselves are not finite: {', '.join(broken[:3])}{more}. Load a sound checkpoint."

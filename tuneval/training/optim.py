@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from tuneval.config.schema import OptimConfig, PrecisionConfig
+from tuneval.parallel.gradients import Gradient, Gradients
+from tuneval.parallel.weights import spread_like
 from tuneval.runtime import has_fused_optimizer
 
 CHUNK = 1 << 22
@@ -15,9 +18,11 @@ CHUNK = 1 << 22
 machine shared with other work does not wait for its threads at each."""
 
 
-def make_optimizer(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> AdamW:
+def make_optimizer(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], config: OptimConfig, gradients: Gradients | None = None
+) -> AdamW:
     """The optimizer of every parameter that wants a gradient."""
-    return AdamW([(name, p) for name, p in named_parameters if p.requires_grad], config)
+    return AdamW([(name, p) for name, p in named_parameters if p.requires_grad], config, gradients)
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -31,13 +36,21 @@ class AdamW:
     A hook moves each gradient into its fp32 sum as soon as the backward pass has it, so that no second set of
     gradients stands. A bf16 weight and 16 more bits (`low`) together are its fp32 master: half of a copy's memory.
 
+    Of a DTensor each process keeps and updates its own part alone.
+
     Args:
         named_parameters: (name, parameter), each wanting a gradient.
         config: betas, eps, weight decay, clip.
+        gradients: sums gradients over processes; None: there is one process.
     """
 
-    def __init__(self, named_parameters: list[tuple[str, torch.nn.Parameter]], config: OptimConfig) -> None:
-        self.config = config
+    def __init__(
+        self,
+        named_parameters: list[tuple[str, torch.nn.Parameter]],
+        config: OptimConfig,
+        gradients: Gradients | None = None,
+    ) -> None:
+        self.config, self.gradients = config, gradients
         self.slots = {name: _Slot(name, p) for name, p in named_parameters}
         self.step_count = 0
         self._hooks = [p.register_post_accumulate_grad_hook(self.slots[n].take_gradient) for n, p in named_parameters]
@@ -52,8 +65,15 @@ class AdamW:
         for slot in self.slots.values():
             slot.gradient = None
 
+    def reduce_gradients(self) -> None:
+        """Sum what other processes have of this step's gradients; before `grad_norm`. With one process: nothing."""
+        if self.gradients is not None:
+            self.gradients.reduce([slot.whole_gradient() for slot in self.slots.values()])
+
     def grad_norm(self, loss_scale: float = 1.0) -> float:
         """Global L2 norm of the summed gradients, each parameter once. Not finite after an overflow."""
+        if self.gradients is not None:
+            return self.gradients.norm(slot.whole_gradient() for slot in self.slots.values()) / loss_scale
         gradients = [slot.gradient for slot in self.slots.values() if slot.gradient is not None]
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
         return float(torch.linalg.vector_norm(torch.stack(norms).double())) / loss_scale if norms else 0.0
@@ -76,9 +96,14 @@ class AdamW:
         self.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Every tensor that the next step depends on, by name: weights, moments, master bits. Views, not copies."""
+        """Every tensor that the next step depends on, by name: weights, moments, master bits. Views, not copies.
+
+        Those of a DTensor are DTensors, so that a checkpoint fits any other layout.
+        """
         return {
-            f"{kind}.{name}": tensor for name, slot in self.slots.items() for kind, tensor in slot.tensors().items()
+            f"{kind}.{name}": spread_like(slot.parameter, tensor)
+            for name, slot in self.slots.items()
+            for kind, tensor in slot.tensors().items()
         }
 
 
@@ -86,10 +111,11 @@ class _Slot:
     """One parameter: its gradient sum, its moments and its master bits."""
 
     def __init__(self, name: str, parameter: torch.nn.Parameter) -> None:
-        value = parameter.detach()
-        self.parameter = parameter
+        value = _local(parameter)
+        self.name, self.parameter = name, parameter
         self.decays = decays(name, parameter)
         self.gradient: torch.Tensor | None = None
+        self.summed_over_tp = False
         # All state now: allocated between activations later, it would leave holes that nothing else fits.
         self.exp_avg = torch.zeros_like(value, dtype=torch.float32)
         self.exp_avg_sq = torch.zeros_like(value, dtype=torch.float32)
@@ -98,15 +124,25 @@ class _Slot:
 
     def take_gradient(self, parameter: torch.nn.Parameter) -> None:
         """Move p.grad into the fp32 sum; the first of a step becomes it."""
+        gradient = parameter.grad
+        if isinstance(gradient, DTensor):
+            self.summed_over_tp = gradient.placements[-1].is_partial()
+            gradient = gradient.to_local()
         if self.gradient is None:
-            self.gradient = parameter.grad.float()
+            self.gradient = gradient.float()
         else:
-            self.gradient.add_(parameter.grad)
+            self.gradient.add_(gradient)
         parameter.grad = None
+
+    def whole_gradient(self) -> Gradient:
+        """The sum with what other processes must know of it; zeros where this one saw no sample."""
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(self.exp_avg)
+        return Gradient(self.name, self.parameter, self.gradient, self.summed_over_tp)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         named = {
-            "weight": self.parameter.detach(),
+            "weight": _local(self.parameter),
             "exp_avg": self.exp_avg,
             "exp_avg_sq": self.exp_avg_sq,
             "low": self.low,
@@ -115,7 +151,7 @@ class _Slot:
         return {kind: tensor for kind, tensor in named.items() if tensor is not None}
 
     def update(self, config: OptimConfig, lr: float, step: int, factor: float) -> None:
-        value = self.parameter.detach()
+        value = _local(self.parameter)
         if value.dtype == torch.bfloat16:
             flat = [t.view(-1) for t in (value, self.low, self.gradient, self.exp_avg, self.exp_avg_sq)]
             scratch = value.new_empty(min(CHUNK, value.numel()), dtype=torch.float32)
@@ -151,6 +187,11 @@ class _Slot:
             eps=config.adam_eps,
             maximize=False,
         )
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part, without a gradient; a plain tensor itself is all of it."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def join(weight: torch.Tensor, low: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
