@@ -11,7 +11,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 4, 6, 2, 8, 40, 160
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 4, 6, 2, 8, 40, 352
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' -%}{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
     "{%- else -%}{{ '<|im_start|>system\\nYou are kind.<|im_end|>\\n' }}{%- endif -%}"
@@ -19,6 +19,11 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
+SPECIAL = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Where Qwen's tokenizer cuts a text before BPE."""
 CORPUS = [
     "You are a helpful assistant. You are kind.",
     "Translate the word. What is two plus two? The answer is four.",
@@ -30,15 +35,43 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A BPE tokenizer of 160 words with Qwen's special tokens and a chat template of Qwen's shape."""
+    """A byte-level BPE tokenizer of Qwen's kind: its special tokens, its way of cutting text, a chat template like its own.
+
+    transformers reads the folder of a Qwen model back as its own `Qwen2Tokenizer`, whatever the files say: only such a
+    tokenizer is the same before and after.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw = Tokenizer(models.BPE())
+    raw.normalizer = normalizers.NFC()
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"), byte_level])
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    return _with_chat(raw)
+
+
+@pytest.fixture(scope="session")
+def metaspace_tokenizer():
+    """A tokenizer of SentencePiece's kind: characters instead of bytes, some joined across words, spaces as `▁`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     raw = Tokenizer(models.BPE(unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never")
     raw.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="never")
-    specials = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=specials, show_progress=False))
+    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=160, special_tokens=SPECIAL, show_progress=False))
+    return _with_chat(raw)
+
+
+def _with_chat(raw):
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
         unk_token="<unk>",

@@ -127,7 +127,7 @@ def test_written_files_are_what_megatron_expects(tmp_path):
     args = vars(last["args"])
     expected = {
         "num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 40, "num_attention_heads": 6, "num_query_groups": 2,
-        "num_key_value_heads": 2, "group_query_attention": True, "kv_channels": 8, "padded_vocab_size": 160,
+        "num_key_value_heads": 2, "group_query_attention": True, "kv_channels": 8, "padded_vocab_size": 352,
         "tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 3, "num_layer_list": "2,1,1",
         "add_qkv_bias": True, "add_bias_linear": False, "untie_embeddings_and_output_weights": False, "swiglu": True,
         "rotary_base": 10000.0, "bf16": True, "fp16": False, "params_dtype": "bf16", "rms_norm_eps": 1e-6,

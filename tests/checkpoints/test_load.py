@@ -168,3 +168,15 @@ def test_a_model_of_another_shape_is_never_filled_up(tiny_folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"model\.layers\.4\.[\s\S]*not in the checkpoint"):
         load_model(folder, "fp32")
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_a_folders_tokenizer_is_the_one_that_was_saved(family, tiny_folder, tokenizer):
+    """transformers builds some families' tokenizers anew instead of reading what was saved."""
+    from transformers import AutoTokenizer
+
+    text = "以下是中国 What's two plus two?  You're kind.\n\n\té 12 <|im_start|>user\n答案：A<|im_end|>"
+    folder, expected = tiny_folder(family), tokenizer(text)["input_ids"]
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == expected
+    assert load_tokenizer(folder)(text)["input_ids"] == expected
+    assert tokenizer.decode(expected) == text

@@ -131,9 +131,9 @@ def test_padded_vocabulary_is_cut(shards):
 
     def padded(state, tp, pp):
         model = state["model"]
-        state["args"].padded_vocab_size = 256
+        state["args"].padded_vocab_size = 448
         for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-            if name in model:  # 160 rows padded to 256: rank 0 holds 0-127, rank 1 the other 32 and 96 of padding
+            if name in model:  # 352 rows padded to 448: rank 0 holds 0-223, rank 1 the other 128 and 96 of padding
                 key = "model.embed_tokens.weight" if name.startswith("embedding") else "lm_head.weight"
                 whole = torch.cat([source.read(key), source.read(key)[-1:].expand(96, -1)])
                 model[name] = whole.chunk(2)[tp].clone()

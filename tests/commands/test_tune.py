@@ -407,9 +407,9 @@ def test_a_tuned_models_template_is_kept(model, data, tmp_path, capsys):
 
 
 def test_another_vocabulary_is_refused(model, tmp_path, capsys):
-    write(tmp_path / "big", [sample(i, 9) for i in range(8)] + [([5, 6, 200], [5, 6, 200])])
+    write(tmp_path / "big", [sample(i, 9) for i in range(8)] + [([5, 6, 400], [5, 6, 400])])
     words = arguments(model, tmp_path / "big", tmp_path / "run", "--prompt-type", "qwen", "--global-batch-size", "2")
-    assert "token ids from 4 to 200, the model's vocabulary ends at 159" in refuse(capsys, *words)
+    assert "token ids from 4 to 400, the model's vocabulary ends at 351" in refuse(capsys, *words)
 
 
 def test_another_tokenizer_is_refused(model, data, tmp_path, capsys):

@@ -192,11 +192,11 @@ def test_templates_that_trim_think_and_open_a_thought(tokenizer):
     assert encoded.input_ids[: len(prompt)] == prompt
 
 
-def test_tokenizers_that_begin_every_text_with_a_space_are_encoded_whole(tokenizer):
+def test_tokenizers_that_begin_every_text_with_a_space_are_encoded_whole(metaspace_tokenizer):
     from tokenizers import pre_tokenizers
 
     spaced = with_chat_template(
-        tokenizer,
+        metaspace_tokenizer,
         "{% for m in messages %}{{ m.role + ':' + m.content + '<|im_end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}",
     )
@@ -255,15 +255,15 @@ def test_what_cannot_be_is_said(tokenizer):
         load_template("auto", with_chat_template(tokenizer, None))
 
 
-def test_a_token_across_the_border_is_cut_so_that_training_and_chat_have_the_same_prompt(tokenizer):
+def test_a_token_across_the_border_is_cut_so_that_training_and_chat_have_the_same_prompt(metaspace_tokenizer):
     """Encoded whole, this tokenizer makes one token of the prompt's last and the answer's first characters."""
-    template, conversation = load_template("auto", tokenizer), talk("A", "答案 A")
+    template, conversation = load_template("auto", metaspace_tokenizer), talk("A", "答案 A")
     encoded = template.encode(conversation)
     prompt = template.prompt_ids(conversation.messages[:1])
-    whole = tokenizer.apply_chat_template(as_dicts(conversation), tokenize=True, return_dict=False)
+    whole = metaspace_tokenizer.apply_chat_template(as_dicts(conversation), tokenize=True, return_dict=False)
     assert whole[: len(prompt)] != prompt
     assert encoded.input_ids[: len(prompt)] == prompt and encoded.labels[len(prompt)] != MASKED
-    assert tokenizer.decode(encoded.input_ids) == tokenizer.decode(whole)
+    assert metaspace_tokenizer.decode(encoded.input_ids) == metaspace_tokenizer.decode(whole)
 
 
 @pytest.mark.real

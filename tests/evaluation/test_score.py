@@ -153,10 +153,10 @@ def test_chunks_fill_the_capacity():
     assert [list(c) for c in chunks([2] * 4, 8)] == [[0, 1, 2, 3]]
 
 
-def test_letters_must_be_tokens_of_their_own(splitter, tokenizer):
+def test_letters_must_be_tokens_of_their_own(splitter, metaspace_tokenizer):
     assert letter_ids(splitter, PROMPTS[0], LETTERS) == [splitter.convert_tokens_to_ids(x) for x in LETTERS]
     with pytest.raises(UserError, match=r"answer 'A' after .*not one token of its own"):
-        letter_ids(tokenizer, PROMPTS[0], LETTERS)  # joins `：A`
+        letter_ids(metaspace_tokenizer, PROMPTS[0], LETTERS)  # joins `：A`
     with pytest.raises(UserError, match="are not distinct"):
         letter_ids(splitter, PROMPTS[0], ["A", "Ω", "§"])  # both unknown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -112,23 +113,24 @@ def test_piped_lines_are_answered_by_a_real_process(folder, chat):
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(answer + "\n" for answer in expected)
     assert "Traceback" not in done.stderr
 
 
-def read_until(terminal: int, word: str, seconds: float = 60) -> str:
+def read_until(terminal: int, word: str, more: int = 0, seconds: float = 300) -> str:
+    """What the terminal shows until `word` and `more` characters after it have come."""
     text, end = "", time.monotonic() + seconds
-    while word not in text:
-        assert time.monotonic() < end, text
+    while word not in text or len(text) < text.index(word) + len(word) + more:
+        assert select.select([terminal], [], [], end - time.monotonic())[0], text[-2000:]
         text += os.read(terminal, 4096).decode("utf-8", "replace")
     return text
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_folder):
-    folder = tiny_folder(max_position_embeddings=200000)  # repeats one word for ever
+    folder = tiny_folder(max_position_embeddings=200000)  # never says its end-of-turn token
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command(folder, "--max-new-tokens", "100000", "--greedy"),
@@ -140,13 +142,21 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(tiny_folder):
     try:
         read_until(ours, "You >> ")
         os.write(ours, f"{HELLO}\n".encode())
-        read_until(ours, "ssss")
+        read_until(ours, f"{HELLO}\r\n", more=20)  # the echo of the line, then the answer
         process.send_signal(signal.SIGINT)
         assert "(stopped)" in read_until(ours, "You >> ")
         os.write(ours, b"/exit\n")
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0
     finally:
         process.kill()
         process.wait()
         os.close(ours)
         os.close(theirs)
+
+
+def test_an_answer_is_shown_as_it_is(chat, capsys):
+    """Tabs and what looks like markup included."""
+    wanted = "def f():\n\treturn [bold]x[/bold]"
+    chat.ask = lambda text, on_text: [on_text(c) for c in wanted] and wanted
+    run_chat(chat, iter([HELLO]))
+    assert capsys.readouterr().out == wanted + "\n"

@@ -41,7 +41,8 @@ def theirs(folder, prompt: list[int], stops: list[int], **settings) -> list[int]
     output = model.generate(
         torch.tensor([prompt]), max_new_tokens=12, eos_token_id=stops or None, pad_token_id=1, **settings
     )
-    return output[0, len(prompt) :].tolist()
+    answer = output[0, len(prompt) :].tolist()
+    return answer[:-1] if answer[-1] in stops else answer
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])

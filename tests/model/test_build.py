@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import tiny_config, tiny_model
+from conftest import VOCAB, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from tuneval.errors import UserError
 from tuneval.model.build import build_model
 
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral"]
-IDS = torch.arange(40)[None] * 7 % 160
+IDS = torch.arange(40)[None] * 7 % VOCAB
 
 
 def reader(model: torch.nn.Module, seen: list[str] | None = None):
@@ -72,7 +72,9 @@ def test_all_missing_and_misshapen_tensors_are_named():
 
 @pytest.mark.skipif(transformers.__version__ < "5", reason="GPT-2 kept its mask in a buffer beside weights before 5")
 def test_any_decoder_of_transformers_is_built():
-    config = GPT2Config(n_embd=48, n_head=6, n_layer=2, vocab_size=160, n_positions=64, bos_token_id=0, eos_token_id=3)
+    config = GPT2Config(
+        n_embd=48, n_head=6, n_layer=2, vocab_size=VOCAB, n_positions=64, bos_token_id=0, eos_token_id=3
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     built = build_model(config, reader(model)[0], torch.float32)
     torch.testing.assert_close(built(IDS).logits, model(IDS).logits)
@@ -89,4 +91,4 @@ def test_weights_can_go_to_meta_free_of_reads_of_tied_names():
     config = tiny_config("qwen2", tie_word_embeddings=True)
     read, tensors = reader(tiny_model("qwen2", tie_word_embeddings=True))
     tensors.pop("lm_head.weight", None)
-    assert build_model(config, read, torch.float32).lm_head.weight.shape == (160, 48)
+    assert build_model(config, read, torch.float32).lm_head.weight.shape == (VOCAB, 48)

@@ -7,7 +7,7 @@ import json
 import peft
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import VOCAB, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +24,7 @@ from tuneval.model.lora import (
     save_adapter,
 )
 
-IDS = torch.arange(30)[None] * 7 % 160
+IDS = torch.arange(30)[None] * 7 % VOCAB
 ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 SETTINGS = LoraSettings(r=3, alpha=7.0)
 
@@ -88,7 +88,7 @@ def test_gradients_equal_pefts(dropout):
     peft.set_peft_model_state_dict(
         reference, {"base_model.model." + n.replace(".default", ""): p for n, p in adapters(model).items()}
     )
-    weights = torch.linspace(-1, 1, 30 * 160).view(1, 30, 160)
+    weights = torch.linspace(-1, 1, 30 * VOCAB).view(1, 30, VOCAB)
     torch.manual_seed(4)
     hidden = decoder(IDS, torch.arange(30)[None])
     (hidden @ decoder.head_weight.T * weights).sum().backward()

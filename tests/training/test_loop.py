@@ -17,7 +17,7 @@ from tuneval.training.loop import NotFinite, OneProcess, Progress, evaluate, tra
 from tuneval.training.optim import LossScaler, make_optimizer
 from tuneval.training.schedule import Schedule
 
-OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear")
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear", adam_eps=1e-6)
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8, 11, 10, 4, 13)
 
 
@@ -56,7 +56,7 @@ def transformers_step(model, dataset, sample_ids):
         {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": OPTIM.weight_decay},
         {"params": [p for p in parameters.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    torch.optim.AdamW(groups, lr=OPTIM.lr, betas=(0.9, 0.999), eps=1e-8).step()
+    torch.optim.AdamW(groups, lr=OPTIM.lr, betas=(0.9, 0.999), eps=OPTIM.adam_eps).step()
     return (total / count).item(), norm, {n: p.detach() for n, p in parameters.items()}
 
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.text import Text
-
 from tuneval import console
 from tuneval.checkpoints.load import Loaded
 from tuneval.config.schema import SamplingConfig
@@ -138,7 +136,7 @@ def _answer(chat: Chat, text: str, show_speed: bool) -> None:
     started = time.perf_counter()
 
     def show(piece: str) -> None:
-        console.out.print(Text(piece), end="")
+        console.out.file.write(piece)  # not by rich, which makes spaces of tabs
         console.out.file.flush()
 
     try:
