@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from tuneval.checkpoints.load import load_model
 from tuneval.cli import main
-from tuneval.config.schema import SamplingConfig
+from tuneval.commands.generate import answer_all
+from tuneval.config.schema import GenerateConfig, SamplingConfig
 from tuneval.data.records import Message
 from tuneval.data.template import load_template
 from tuneval.files import read_jsonl, write_jsonl
@@ -69,7 +70,8 @@ def test_a_file_is_answered_in_its_order_whatever_the_batch(folder, tmp_path, ca
         output = tmp_path / f"out{batch_size}.jsonl"
         flags = ("--input", str(tmp_path / "in.jsonl"), "--output", str(output), "--batch-size", batch_size)
         assert run(folder, *flags) == 0
-        assert read_jsonl(output) == [{**row, "response": answer} for row, answer in zip(rows, answers)]
+        found = read_jsonl(output)
+        assert found == [{**row, "response": a, "stopped": f["stopped"]} for row, a, f in zip(rows, answers, found)]
     capsys.readouterr()
     assert run(folder, "--input", str(tmp_path / "in.jsonl")) == 0
     assert [json.loads(line)["response"] for line in capsys.readouterr().out.splitlines()] == answers
@@ -137,6 +139,15 @@ def test_an_adapter_on_top_answers_as_pefts_model(folder, tmp_path, capsys):
     assert capsys.readouterr().out == answer
 
 
+def test_an_answer_that_ends_by_itself_is_told_from_one_that_is_cut(folder):
+    loaded = load_model(folder, "fp32")
+    prompts = [[5, 9, 7], [2, 11]]
+    whole = generate(loaded, prompts, GREEDY, [3])
+    config = GenerateConfig(load=folder, sampling=GREEDY)
+    assert [len(answer) for answer in whole] == [7, 7] and whole[0][4] not in (*whole[0][:4], *whole[1])
+    assert [a.stopped for a in answer_all(loaded, prompts, config, (whole[0][4],))] == [True, False]
+
+
 def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
     prompts, before = tmp_path / "prompts.jsonl", tmp_path / "before.jsonl"
     write_jsonl(prompts, [{"prompt": "two plus two?"}, {"prompt": "The answer is"}])
@@ -146,6 +157,8 @@ def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
     earlier = read_jsonl(before)
     assert [(s["prompt"], s["before"]) for s in samples] == [(e["prompt"], e["response"]) for e in earlier]
     assert all(e["response"].startswith(s["after"]) and s["after"] for s, e in zip(samples, earlier))
+    assert all(s["before_stopped"] == e["stopped"] and s["after_stopped"] is False for s, e in zip(samples, earlier))
+    assert samples[0]["settings"] == {"dtype": "fp32", "greedy": True, "max_new_tokens": 3}
 
     write_jsonl(prompts, [{"prompt": "two plus two?"}])
     assert run(folder, "--input", str(prompts), "--before", str(before)) == 2

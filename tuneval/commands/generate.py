@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +42,46 @@ def main(parsed: Parsed) -> None:
         return
     answers = answer_all(loaded, prompts, config, stops)
     if earlier is None:
-        _write([{**row, "response": answer} for row, answer in zip(rows, answers)], config.output)
+        _write([{**row, "response": a.text, "stopped": a.stopped} for row, a in zip(rows, answers)], config.output)
         return
-    samples = [SampleAnswer(prompt=r["prompt"], before=b, after=a) for r, b, a in zip(rows, earlier, answers)]
+    samples = [
+        SampleAnswer(
+            prompt=row["prompt"],
+            before=before["response"],
+            after=answer.text,
+            before_stopped=before.get("stopped"),
+            after_stopped=answer.stopped,
+            settings=_settings(config),
+        )
+        for row, before, answer in zip(rows, earlier, answers)
+    ]
     _write([asdict(sample) for sample in samples], config.output or config.load / "samples.jsonl")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    stopped: bool
+    """It ended by itself, not at the longest length allowed."""
 
 
 def answer_all(
     loaded: Loaded, prompts: list[list[int]], config: GenerateConfig, stop_token_ids: tuple[int, ...]
-) -> list[str]:
+) -> list[Answer]:
     """Answers in the prompts' order. Prompts of like length share a batch, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    answers = [""] * len(prompts)
+    answers = [Answer("", False)] * len(prompts)
+    limit = positions_limit(loaded) or math.inf
     with console.progress_bar("answering", len(prompts)) as bar:
         for batch in batches:
             tokens = generate(loaded, [prompts[i] for i in batch], config.sampling, stop_token_ids)
+            room = min(config.sampling.max_new_tokens, limit - max(len(prompts[i]) for i in batch))
             for i, answer in zip(batch, tokens):
-                answers[i] = loaded.tokenizer.decode(answer, skip_special_tokens=True)
+                text = loaded.tokenizer.decode(answer, skip_special_tokens=True)
+                answers[i] = Answer(text, stopped=len(answer) < room)
             bar.advance(len(batch))
     return answers
 
@@ -83,8 +106,17 @@ def _check(config: GenerateConfig) -> None:
     check_sampling(config.sampling)
 
 
-def _earlier_answers(rows: list[Any], config: GenerateConfig) -> list[str]:
-    """`response` of every row of `--before`, whose prompts must be the input's."""
+def _settings(config: GenerateConfig) -> dict[str, Any]:
+    """What the answers depend on beside model and prompt."""
+    own = {"dtype": config.dtype, "raw": config.raw, "prompt_type": config.prompt_type, "system": config.system}
+    sampling = asdict(config.sampling)
+    if config.sampling.greedy:
+        sampling = {k: v for k, v in sampling.items() if k in ("greedy", "max_new_tokens")}
+    return {k: v for k, v in {**own, **sampling}.items() if v is not None and v is not False}
+
+
+def _earlier_answers(rows: list[Any], config: GenerateConfig) -> list[dict[str, Any]]:
+    """Every row of `--before`, whose prompts must be the input's."""
     answered = read_jsonl(config.before)
     same = [row.get("prompt") for row in answered] == [row.get("prompt") for row in rows]
     if not same or any("prompt" not in row or "response" not in row for row in answered):
@@ -92,7 +124,7 @@ def _earlier_answers(rows: list[Any], config: GenerateConfig) -> list[str]:
             f"--before {config.before}: its prompts are not those of --input {config.input}. Answer that file with the "
             "model before tuning: tuneval generate --load MODEL --input FILE --output BEFORE"
         )
-    return [row["response"] for row in answered]
+    return answered
 
 
 def _conversations(rows: list[Any], config: GenerateConfig) -> list[list[Message]]:

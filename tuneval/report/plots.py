@@ -59,7 +59,7 @@ class Dot:
 
 
 @dataclass
-class _Words:
+class Texts:
     """Hands out stand-ins and puts the real words in at the end."""
 
     given: list[str] = field(default_factory=list)
@@ -97,9 +97,9 @@ def curves(
         An `<svg>` element without size, to be scaled by CSS.
     """
     panels = len(series) if lanes else 1
-    with matplotlib.rc_context(_STYLE):
-        words = _Words()
-        figure, axes = _figure(height=232 if panels == 1 else 96 * panels + 48, panels=panels, left=46)
+    with matplotlib.rc_context(STYLE):
+        words = Texts()
+        figure, axes = new_figure(height=232 if panels == 1 else 96 * panels + 48, panels=panels, left=46)
         for i, one in enumerate(series):
             _draw_line(axes[i % panels], one, smooth)
         for axis in axes:
@@ -112,7 +112,7 @@ def curves(
             for one, axis in zip(series, axes):
                 axis.text(0.99, 0.97, words.stand_in(one.label), transform=axis.transAxes, ha="right", va="top")
         axes[-1].set_xlabel(words.stand_in(x_label), labelpad=3)
-        return words.put_in(_svg(figure, name))
+        return words.put_in(to_svg(figure, name))
 
 
 def dots(
@@ -134,10 +134,10 @@ def dots(
     """
     deepest = max(len(d) for _, d in rows)
     row_height = 12.0 * deepest + 12
-    left = min(12 + max(_text_width(label) for label, _ in rows), 0.45 * WIDTH)
-    with matplotlib.rc_context(_STYLE):
-        words = _Words()
-        figure, (axis,) = _figure(height=row_height * len(rows) + 46, left=left, top=20, bottom=26)
+    left = min(12 + max(text_width(label) for label, _ in rows), 0.45 * WIDTH)
+    with matplotlib.rc_context(STYLE):
+        words = Texts()
+        figure, (axis,) = new_figure(height=row_height * len(rows) + 46, left=left, top=20, bottom=26)
         for i, (_, row) in enumerate(rows):
             if i % 2 == 0:
                 axis.axhspan(i - 0.5, i + 0.5, color=GRID, alpha=0.35, linewidth=0)
@@ -154,7 +154,7 @@ def dots(
         axis.text(
             line, 1.02, words.stand_in(line_label), transform=axis.get_xaxis_transform(), ha="center", color=MUTED
         )
-        return words.put_in(_svg(figure, name))
+        return words.put_in(to_svg(figure, name))
 
 
 def moving_mean(values: Sequence[float], width: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def moving_mean(values: Sequence[float], width: int) -> np.ndarray:
     return np.where(n > 0, (sums[high] - sums[low]) / np.maximum(n, 1), np.nan)
 
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tuneval",
     "font.size": 11.0,
@@ -197,7 +197,7 @@ _STYLE = {
 }
 
 
-def _figure(
+def new_figure(
     height: float, panels: int = 1, left: float = 46, top: float = 10, bottom: float = 38
 ) -> tuple[Figure, list[Axes]]:
     """A figure of WIDTH x height with fixed margins, in SVG units."""
@@ -254,12 +254,12 @@ def _dot_limits(rows: Sequence[tuple[str, Sequence[Dot | None]]], line: float) -
     return (low if low == 0 else low - air), (high + air if high < 1 else 1.01)
 
 
-def _text_width(text: str) -> float:
+def text_width(text: str) -> float:
     """Width in SVG units at the phone's larger letters (13): a Chinese character is one em, a Latin one about 0.58."""
     return sum(13.0 if ord(c) > 0x2E7F else 7.6 for c in text)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """The figure as an inline `<svg>`: no size, no fonts, ids of its own, colours from the page."""
     buffer = StringIO()
     figure.savefig(

@@ -98,6 +98,11 @@ class SampleAnswer:
     prompt: str
     before: str | None = None
     after: str | None = None
+    before_stopped: bool | None = None
+    """The answer ended by itself, not at the longest length allowed."""
+    after_stopped: bool | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the sampling: greedy, max_new_tokens, temperature, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
