@@ -12,6 +12,7 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_config, tiny_model
+from megatron_forward import IDS, megatron_logits
 
 from tuneval.checkpoints.convert import to_hf, to_mcore
 from tuneval.checkpoints.hf import HfSource
@@ -34,7 +35,6 @@ SEVEN_B = {
     "intermediate_size": 32, "vocab_size": 144,
 }  # fmt: skip
 """Qwen2.5-7B's layers, heads and KV heads; at TP 8 a chunk of linear_qkv crosses the border between heads."""
-IDS = torch.tensor([[3, 141, 59, 26, 53, 58, 97, 93, 23, 84]])
 
 
 def hf_folder(folder, family, **changes):
@@ -227,71 +227,3 @@ def hf_logits(folder):
 
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(IDS).logits
-
-
-@torch.no_grad()
-def megatron_logits(folder):
-    """The forward pass over rank files, as Megatron's parallel layers do it (sums stand for all-reduces)."""
-    files = sorted((folder / "iter_0000001").glob("*/*.pt"))
-    states = [torch.load(file, weights_only=False) for file in files]
-    args = states[0]["args"]
-    tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    grid = {(int(f.parent.name[8:10]), int(f.parent.name[11:] or 0)): s["model"] for f, s in zip(files, states)}
-    x = torch.cat([grid[t, 0]["embedding.word_embeddings.weight"] for t in range(tp)])[IDS[0]]  # [token, hidden]
-    for stage in range(pp):
-        ranks = [grid[t, stage] for t in range(tp)]
-        for layer in range(sum(".input_layernorm." in name for name in ranks[0])):
-            own = [
-                {n.split(".", 3)[3]: w for n, w in r.items() if n.startswith(f"decoder.layers.{layer}.")} for r in ranks
-            ]
-            h = rms_norm(x, own[0]["input_layernorm.weight"], args.norm_epsilon)
-            x = x + attention(h, own, args) + own[0].get("self_attention.linear_proj.bias", 0)
-            h = rms_norm(x, own[0]["pre_mlp_layernorm.weight"], args.norm_epsilon)
-            x = x + sum(mlp(h, w) for w in own) + own[0].get("mlp.linear_fc2.bias", 0)
-    ranks = [grid[t, pp - 1] for t in range(tp)]
-    x = rms_norm(x, ranks[0]["decoder.final_layernorm.weight"], args.norm_epsilon)
-    tied_alone = not args.untie_embeddings_and_output_weights and pp == 1
-    head = "embedding.word_embeddings.weight" if tied_alone else "output_layer.weight"
-    return (x @ torch.cat([r[head] for r in ranks]).T)[None]
-
-
-def attention(h, ranks, args):
-    """Column-parallel linear_qkv, attention by query groups, row-parallel linear_proj."""
-    groups, d, tokens = args.num_query_groups, args.kv_channels, len(h)
-    per_group = args.num_attention_heads // groups
-    mixed = torch.cat([linear(h, r, "self_attention.linear_qkv") for r in ranks], 1)
-    mixed = mixed.view(tokens, groups, (per_group + 2) * d)  # [token, group, queries + key + value]
-    q, k, v = mixed.split([per_group * d, d, d], 2)
-    q = q.reshape(tokens, groups * per_group, d)
-    if args.qk_layernorm:
-        q = rms_norm(q, ranks[0]["self_attention.q_layernorm.weight"], args.norm_epsilon)
-        k = rms_norm(k, ranks[0]["self_attention.k_layernorm.weight"], args.norm_epsilon)
-    q, k = rotate(q, args.rotary_base), rotate(k, args.rotary_base)
-    k, v = (t.repeat_interleave(per_group, 1) for t in (k, v))
-    scores = torch.einsum("ihd,jhd->hij", q, k) / d**0.5
-    scores = scores + torch.full((tokens, tokens), float("-inf")).triu(1)
-    mixed = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v).reshape(tokens, -1)
-    pieces = mixed.chunk(len(ranks), 1)
-    return sum(piece @ r["self_attention.linear_proj.weight"].T for piece, r in zip(pieces, ranks))
-
-
-def mlp(h, rank):
-    gate, up = linear(h, rank, "mlp.linear_fc1").chunk(2, 1)  # each rank: its gate, then its up
-    return (torch.nn.functional.silu(gate) * up) @ rank["mlp.linear_fc2.weight"].T
-
-
-def linear(h, rank, name):
-    return h @ rank[f"{name}.weight"].T + rank.get(f"{name}.bias", 0)
-
-
-def rms_norm(x, weight, epsilon):
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
-
-
-def rotate(x, base):
-    """Rotary embedding of [token, head, dim], halves rotated."""
-    d = x.shape[-1]
-    angles = torch.outer(torch.arange(len(x)), base ** (-torch.arange(0, d, 2) / d))
-    cos, sin = (f(torch.cat([angles, angles], 1))[:, None] for f in (torch.cos, torch.sin))
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin

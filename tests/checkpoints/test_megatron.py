@@ -17,7 +17,7 @@ from conftest import tiny_model
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSource
 from tuneval.checkpoints.layout import plan_layout
-from tuneval.checkpoints.megatron import MegatronSource
+from tuneval.checkpoints.megatron import MegatronFiles, MegatronSource
 from tuneval.errors import UserError
 
 
@@ -142,7 +142,7 @@ def test_padded_vocabulary_is_cut(shards):
     assert_same(source, folder)
 
 
-def test_base_layer_names_are_read_and_lora_is_refused(shards):
+def test_base_layer_names_are_read_and_lora_lies_beside(shards):
     source, folder = shards()
     target = "decoder.layers.0.self_attention.linear_proj"
 
@@ -152,8 +152,9 @@ def test_base_layer_names_are_read_and_lora_is_refused(shards):
     rewrite(folder, wrapped)
     assert_same(source, folder)
     rewrite(folder, lambda state, tp, pp: state["model"].update({f"{target}.lora_A.default.weight": torch.ones(2, 2)}))
-    with pytest.raises(UserError, match="LoRA tensors of Megatron"):
-        MegatronSource(folder)
+    files = MegatronFiles(folder)
+    assert files.has_lora and all(list(rank) == [f"{target}.lora_A.default.weight"] for c in files.lora for rank in c)
+    assert_same(source, folder)
 
 
 def test_every_way_to_name_the_folder(shards):

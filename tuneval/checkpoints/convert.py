@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tuneval import files
 from tuneval.checkpoints.hf import HfSink, Source, copy_companions, size_of
 from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
+from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.streamed import Pending
 from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
@@ -52,7 +52,13 @@ def to_hf(
 
 
 def to_mcore(
-    source: Source, save: Path, layout: Layout, dtype: torch.dtype | None = None, record: dict | None = None
+    source: Source,
+    save: Path,
+    layout: Layout,
+    dtype: torch.dtype | None = None,
+    record: dict | None = None,
+    lora: LoraForm | None = None,
+    iteration: int = 1,
 ) -> None:
     """Write a source as Megatron shards with config and tokenizer, one tensor at a time.
 
@@ -62,6 +68,8 @@ def to_mcore(
         layout: from `plan_layout`.
         dtype: cast every tensor to it; None keeps each as stored.
         record: goes to convert.json.
+        lora: an adapter to write beside the weights; `source` is the model under it.
+        iteration: number of the checkpoint.
 
     Raises:
         UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
@@ -74,11 +82,16 @@ def to_mcore(
     stored = dtype or source.dtype(source.names()[0])
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
     total = layout.tp * sum(map(len, stages))
-    with MegatronSink(save, source.config, layout, stored) as sink, progress_bar("tensors", total) as bar:
+    sink = MegatronSink(save, source.config, layout, stored, lora.args if lora else None, iteration)
+    with sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
             bar.describe(f"stage {stage}, rank {rank}")
-            make = partial(_rank_tensor, source, layout.tp, rank, dtype, bar)
-            sink.write_rank(stage, rank, {row.megatron_name(local): make(row) for row, local in stages[stage]})
+            tensors: dict[str, Pending] = {}
+            for row, local in stages[stage]:
+                weight = _rank_tensor(source, layout.tp, rank, dtype, bar, row)
+                plain = {row.megatron_name(local): weight}
+                tensors |= lora.entries(row, local, layout.tp, rank, weight) if lora else plain
+            sink.write_rank(stage, rank, tensors)
         _finish(source, sink.folder, dtype, record)
 
 

@@ -11,19 +11,24 @@ import torch
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
-from tuneval.checkpoints.megatron import TRACKER, MegatronSource, has_config
+from tuneval.checkpoints.megatron import TRACKER, MegatronFiles, MegatronSource, has_config, is_megatron
+from tuneval.checkpoints.megatron_lora import read_megatron_lora
+from tuneval.config.schema import MegatronLoraConfig
 from tuneval.errors import UserError
-from tuneval.model.adapter import Adapter, read_peft
+from tuneval.model.adapter import Adapter, is_peft, read_peft
 from tuneval.model.build import build_model
 
 
-def open_source(path: str | Path, config_folder: str | Path | None = None) -> Source:
+def open_source(
+    path: str | Path, config_folder: str | Path | None = None, stated: MegatronLoraConfig | None = None
+) -> Source:
     """The checkpoint at `path`, as a source in Hugging Face's names.
 
     Args:
-        path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*),
-            a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
+        path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*; its
+            LoRA is merged), a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
         config_folder: config.json and tokenizer for a Megatron folder; it wins over what the folder carries.
+        stated: what the command line says of a Megatron LoRA.
 
     Raises:
         UserError: nothing of the kind there; the text lists what was looked for.
@@ -33,10 +38,26 @@ def open_source(path: str | Path, config_folder: str | Path | None = None) -> So
         raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
     for marker, opener in _OPENERS:
         if any(path.glob(marker)):
-            return MegatronSource(path, config_folder) if opener is MegatronSource else opener(path)
+            return open_megatron(path, config_folder, stated) if opener is open_megatron else opener(path)
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path}: a run that has not ended, so without a model yet. Repeat its command to finish it.")
     raise UserError(f"{path}: no checkpoint in it. Looked for {', '.join(m for m, _ in _OPENERS)}.")
+
+
+def open_megatron(
+    path: Path, config_folder: str | Path | None = None, stated: MegatronLoraConfig | None = None
+) -> Source:
+    """A Megatron folder; where LoRA is in it, the model with the adapter merged."""
+    files = MegatronFiles(path)
+    if files.has_lora and not files.has_weights:
+        raise UserError(
+            f"{path}: holds an adapter alone (--lora-ckpt-filter). Give the model under it with --load and this folder "
+            "with --lora-load"
+        )
+    source = MegatronSource(files, config_folder)
+    if not files.has_lora:
+        return source
+    return AdapterSource(source, read_megatron_lora(files, source.config, stated or MegatronLoraConfig()))
 
 
 class AdapterSource:
@@ -63,11 +84,26 @@ class AdapterSource:
         return self.read(name).narrow(dim, start, stop - start)
 
 
-def open_adapter(folder: Path, base: Source | None = None) -> AdapterSource:
-    """An adapter folder on its base: the one given, else the one its adapter_config.json names."""
-    if base is None:
-        base = open_source(_base_of(folder))
-    return AdapterSource(base, read_peft(folder))
+def open_adapter(
+    folder: str | Path, base: Source | None = None, stated: MegatronLoraConfig | None = None
+) -> AdapterSource:
+    """An adapter on its base.
+
+    Args:
+        folder: a PEFT folder, a run folder with one, or a Megatron folder with LoRA.
+        base: the model under it; None: the one that the adapter names (a Megatron LoRA names none).
+        stated: what the command line says of a Megatron LoRA.
+    """
+    folder = Path(folder)
+    folder = folder / "adapter" if is_peft(folder / "adapter") else folder
+    if is_peft(folder):
+        return AdapterSource(open_source(_base_of(folder)) if base is None else base, read_peft(folder))
+    if base is None or not is_megatron(folder):
+        raise UserError(f"{folder}: no adapter. Looked for adapter_config.json, adapter/ and Megatron's LoRA")
+    files = MegatronFiles(folder)
+    if not files.has_lora:
+        raise UserError(f"{folder}: a Megatron checkpoint without LoRA; give it with --load")
+    return AdapterSource(base, read_megatron_lora(files, base.config, stated or MegatronLoraConfig()))
 
 
 def _base_of(adapter: Path) -> Path:
@@ -92,9 +128,9 @@ _OPENERS = (
     ("adapter_config.json", open_adapter),
     ("model.safetensors*", HfSource),
     ("pytorch_model.bin*", HfSource),
-    (TRACKER, MegatronSource),
-    ("mp_rank_*", MegatronSource),
-    ("iter_*", MegatronSource),
+    (TRACKER, open_megatron),
+    ("mp_rank_*", open_megatron),
+    ("iter_*", open_megatron),
     ("model/config.json", lambda run: open_source(run / "model")),
     ("adapter/adapter_config.json", lambda run: open_adapter(run / "adapter")),
 )
@@ -118,18 +154,23 @@ class Loaded:
     """What the fingerprint hashes, so that a mismatch can name what differs."""
 
 
-def open_with_tokenizer(path: str | Path, tokenizer_folder: str | Path | None) -> Source:
+def open_with_tokenizer(
+    path: str | Path, tokenizer_folder: str | Path | None, stated: MegatronLoraConfig | None = None
+) -> Source:
     """`open_source`; a Megatron folder without config.json takes the one that lies with the tokenizer.
 
     MindSpeed-LLM's own checkpoints carry none, and its scripts name the original folder as the tokenizer's.
     """
-    if tokenizer_folder is None or not (Path(tokenizer_folder) / "config.json").is_file() or has_config(path):
-        return open_source(path)
-    return open_source(path, tokenizer_folder)
+    carried = tokenizer_folder is None or not (Path(tokenizer_folder) / "config.json").is_file() or has_config(path)
+    return open_source(path, None if carried else tokenizer_folder, stated)
 
 
 def load_model(
-    path: str | Path, dtype: str, lora_load: str | Path | None = None, tokenizer_folder: str | Path | None = None
+    path: str | Path,
+    dtype: str,
+    lora_load: str | Path | None = None,
+    tokenizer_folder: str | Path | None = None,
+    stated: MegatronLoraConfig | None = None,
 ) -> Loaded:
     """Load the model at `path` on this machine's device.
 
@@ -139,10 +180,11 @@ def load_model(
         lora_load: adapter folder to merge into it.
         tokenizer_folder: where the tokenizer lies (and config.json, for a Megatron folder without). Default: with the
             weights.
+        stated: what the command line says of a Megatron LoRA.
     """
-    source = open_with_tokenizer(path, tokenizer_folder)
+    source = open_with_tokenizer(path, tokenizer_folder, stated)
     if lora_load is not None:
-        source = open_adapter(Path(lora_load), base=source)
+        source = open_adapter(lora_load, source, stated)
     read = _HashingReader(source)
     model = build_model(source.config, read, runtime.DTYPES[dtype], runtime.device()).eval()
     facts = _template_facts(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,43 @@ Chunk = list[dict[str, StoredTensor]]
 """One pipeline stage (or virtual stage): for each TP rank its tensors by local Megatron name."""
 
 
-class MegatronSource:
-    """A Megatron checkpoint of any layout, seen as Hugging Face's tensors.
+class MegatronFiles:
+    """The rank files of a checkpoint of any layout: what is where, no tensor read.
 
     Args:
         folder: the one with the tracker file, or one iter_* folder.
+
+    Raises:
+        UserError: a missing or unreadable rank file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.iteration_folder = find_iteration(self.folder)
+        grid = _rank_grid(self.iteration_folder)
+        self.first, self.tp = grid[0][0], len(grid[0])
+        loaded = [[safe_load(file) for file in stage] for stage in grid]
+        self.args, self.iteration = loaded[0][0].get("args"), loaded[0][0].get("iteration")
+        chunks = _chunks(loaded, self.iteration_folder)
+        self.weights: list[Chunk] = _only(chunks, lambda name: ".lora_" not in name)
+        """The model, or what lies under its adapter."""
+        self.lora: list[Chunk] = _only(chunks, lambda name: ".lora_" in name)
+        """A and B of LoRA; empty dicts where there are none."""
+
+    @property
+    def has_weights(self) -> bool:
+        return any(rank for chunk in self.weights for rank in chunk)
+
+    @property
+    def has_lora(self) -> bool:
+        return any(rank for chunk in self.lora for rank in chunk)
+
+
+class MegatronSource:
+    """A Megatron checkpoint of any layout, seen as Hugging Face's tensors; of a LoRA checkpoint what lies under it.
+
+    Args:
+        folder: the one with the tracker file, one iter_* folder, or its files, opened.
         config_folder: holds config.json and the tokenizer. Default: `folder`, or the folder of the tracker.
 
     Raises:
@@ -38,15 +71,13 @@ class MegatronSource:
 
     kind = "mcore"
 
-    def __init__(self, folder: str | Path, config_folder: str | Path | None = None) -> None:
-        self.iteration_folder = find_iteration(Path(folder))
-        grid = _rank_grid(self.iteration_folder)
-        self.folder = Path(config_folder) if config_folder else _config_folder(Path(folder), self.iteration_folder)
-        self.tp = len(grid[0])
-        loaded = [[safe_load(file) for file in stage] for stage in grid]
+    def __init__(self, folder: str | Path | MegatronFiles, config_folder: str | Path | None = None) -> None:
+        files = folder if isinstance(folder, MegatronFiles) else MegatronFiles(folder)
+        self.iteration_folder, self.tp = files.iteration_folder, files.tp
+        self.folder = Path(config_folder) if config_folder else _config_folder(files.folder, files.iteration_folder)
         self.config = read_config(self.folder)
-        check_args(loaded[0][0].get("args"), self.config, self.tp, str(grid[0][0]))
-        chunks = _chunks(loaded, self.iteration_folder)
+        check_args(files.args, self.config, self.tp, str(files.first))
+        chunks = files.weights
         self._vocabulary = sum(rank[EMBEDDING].shape[0] for rank in chunks[0] if EMBEDDING in rank)
         self._found = _assign(chunks, rows(self.config, self._vocabulary), self.tp, self.iteration_folder)
         self._check_vocabulary()
@@ -108,23 +139,43 @@ class MegatronSource:
 
 
 class MegatronSink:
-    """Writes a Megatron folder, one tensor at a time; the folder appears, whole, when the block ends well."""
+    """Writes a Megatron folder, one tensor at a time; the folder appears, whole, when the block ends well.
 
-    def __init__(self, folder: str | Path, hf_config: Any, layout: Layout, dtype: torch.dtype) -> None:
-        self._target, self._layout = Path(folder), layout
+    Args:
+        folder: to write.
+        hf_config: of the model.
+        layout: of the rank files.
+        dtype: of the weights, for the files' `args`.
+        more_args: what `args` says besides.
+        iteration: number of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        hf_config: Any,
+        layout: Layout,
+        dtype: torch.dtype,
+        more_args: dict[str, Any] | None = None,
+        iteration: int = 1,
+    ) -> None:
+        self._target, self._layout, self._iteration = Path(folder), layout, iteration
         self._args = make_args(hf_config, layout, dtype)
+        vars(self._args).update({**(more_args or {}), "iteration": iteration})
         self._stack = ExitStack()
 
     def __enter__(self) -> MegatronSink:
         self.folder = self._stack.enter_context(files.atomic_folder(self._target))
-        (self.folder / TRACKER).write_text("1")  # the folder is not public yet: the order does not matter
+        (self.folder / TRACKER).write_text(
+            str(self._iteration)
+        )  # the folder is not public yet: the order does not matter
         return self
 
     def write_rank(self, stage: int, tp_rank: int, tensors: dict[str, Pending]) -> None:
         """Write one rank file; each tensor is made when its turn comes and owns its storage in the file."""
-        target = self.folder / "iter_0000001" / rank_name(tp_rank, stage, self._layout.pp)
+        target = self.folder / f"iter_{self._iteration:07d}" / rank_name(tp_rank, stage, self._layout.pp)
         target.mkdir(parents=True)
-        state = {"args": self._args, "checkpoint_version": 3.0, "iteration": 1, "model": tensors}
+        state = {"args": self._args, "checkpoint_version": 3.0, "iteration": self._iteration, "model": tensors}
         save(state, target / RANK_FILE)
 
     def __exit__(self, *failure: Any) -> None:
@@ -151,12 +202,15 @@ def find_iteration(folder: Path) -> Path:
     raise UserError(f"{folder}: no Megatron checkpoint. Looked for {TRACKER}, iter_* and mp_rank_*.")
 
 
+def is_megatron(folder: str | Path) -> bool:
+    """Whether a folder looks like a Megatron checkpoint."""
+    return any(any(Path(folder).glob(marker)) for marker in (TRACKER, "iter_*", "mp_rank_*"))
+
+
 def has_config(folder: str | Path) -> bool:
     """Whether a Megatron checkpoint carries config.json; True for what is no Megatron checkpoint."""
     folder = Path(folder)
-    if not any(any(folder.glob(marker)) for marker in (TRACKER, "iter_*", "mp_rank_*")):
-        return True
-    return _carrying_config(folder, find_iteration(folder)) is not None
+    return not is_megatron(folder) or _carrying_config(folder, find_iteration(folder)) is not None
 
 
 def _carrying_config(folder: Path, iteration_folder: Path) -> Path | None:
@@ -202,15 +256,15 @@ def _chunks(loaded: list[list[dict]], where: Path) -> list[Chunk]:
     keys = sorted((k for k in loaded[0][0] if re.fullmatch(r"model\d*", k)), key=lambda k: int(k[5:] or 0))
     if not keys:
         raise UserError(f"{where}: no `model` in {RANK_FILE}; it holds {', '.join(map(str, loaded[0][0]))}")
-    return [[_tensors(rank[key], where) for rank in stage] for key in keys for stage in loaded]
+    return [[_tensors(rank[key]) for rank in stage] for key in keys for stage in loaded]
 
 
-def _tensors(state: dict, where: Path) -> dict[str, StoredTensor]:
+def _only(chunks: list[Chunk], wanted: Callable[[str], bool]) -> list[Chunk]:
+    return [[{n: t for n, t in rank.items() if wanted(n)} for rank in chunk] for chunk in chunks]
+
+
+def _tensors(state: dict) -> dict[str, StoredTensor]:
     """Weights of one rank by plain name. `_extra_state` (None, or a blob of transformer_engine) is no weight."""
-    if any("lora_" in name for name in state):
-        raise UserError(
-            f"{where}: holds LoRA tensors of Megatron, which can't be merged yet. Merge them where it was made."
-        )
     kept = {n: t for n, t in state.items() if not n.endswith("_extra_state")}
     return {n.removeprefix("module.").replace(".base_layer.", "."): t for n, t in kept.items()}
 
@@ -219,7 +273,7 @@ def _assign(chunks: list[Chunk], table: list[Row], tp: int, where: Path) -> dict
     """Give every row its tensor on each TP rank, and every tensor its row; anything left on either side is an error."""
     found: dict[Row, list[StoredTensor]] = {}
     unused = {(c, r, name) for c, chunk in enumerate(chunks) for r, rank in enumerate(chunk) for name in rank}
-    places = {None: (-1, None), **_places(chunks)}
+    places = {None: (-1, None), **places_of(chunks)}
     missing, misshapen = [], []
     for row in table:
         number, local = (0, None) if row.place == "embedding" else places.get(row.layer, (None, None))
@@ -241,7 +295,7 @@ def _title(row: Row) -> str:
     return row.name if row.layer is None else f"{row.name} of layer {row.layer}"
 
 
-def _places(chunks: list[Chunk]) -> dict[int | None, tuple[int, int | None]]:
+def places_of(chunks: list[Chunk]) -> dict[int | None, tuple[int, int | None]]:
     """Global layer -> (chunk, local number). Numbers without tensors (noop layers) are passed over."""
     places: dict[int | None, tuple[int, int | None]] = {}
     for number, chunk in enumerate(chunks):

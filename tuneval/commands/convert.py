@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from tuneval import runtime
+from tuneval import files, runtime
 from tuneval.checkpoints.convert import to_hf, to_mcore
 from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.layout import plan_layout
-from tuneval.checkpoints.load import open_adapter, open_source
+from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
+from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.config import flags
 from tuneval.console import note, out
 from tuneval.errors import UserError
+from tuneval.model.lora import write_peft
 
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
-    source = open_source(config.load, config.hf_cfg_dir)
+    source = open_source(config.load, config.hf_cfg_dir, config.lora)
     if config.lora_load is not None:
-        source = open_adapter(config.lora_load, base=source)
+        source = open_adapter(config.lora_load, source, config.lora)
     flags.check_model_facts(parsed.model_facts, source.config.to_dict())
-    convert(source, config)
+    if config.to == "peft":
+        write_adapter(source, config.save)
+    else:
+        convert(source, config)
     return 0
+
+
+def write_adapter(source: Source, save: Path) -> None:
+    """Write the adapter of a source as a PEFT folder."""
+    if not isinstance(source, AdapterSource):
+        raise UserError(f"--to peft: {source.folder} holds no adapter. Name one with --lora-load")
+    refuse_existing(save)
+    with files.atomic_folder(save) as folder:
+        write_peft(source.factors, folder, str(_base_folder(source).resolve()))
+        record = source.adapter / "tuneval.json"
+        if record.is_file():
+            shutil.copyfile(record, folder / record.name)
+    out.print(f"adapter of rank {source.factors.r}, {source.adapter} -> {save}", markup=False)
+
+
+def _base_folder(source: AdapterSource) -> Path:
+    """The folder of the model under the adapter, as `open_source` takes it."""
+    return getattr(source.base, "iteration_folder", source.base.folder)
+
+
+def refuse_existing(save: Path) -> None:
+    if save.exists() and any(save.iterdir()):
+        raise UserError(f"--save {save}: is there already. Choose another folder, or remove it.")
 
 
 def convert(source: Source, config: Any, command: str = "convert") -> None:
@@ -45,7 +74,8 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
             config.num_layer_list,
         )
         _warn_of_trainers(source.config, layout.tp)
-        to_mcore(source, config.save, layout, dtype, record)
+        weights, lora = _lora_form(source, config)
+        to_mcore(weights, config.save, layout, dtype, record, lora)
         written = f"Megatron, {layout}"
     else:
         _check_no_layout(config)
@@ -57,7 +87,23 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
     )
 
 
+def _lora_form(source: Source, config: Any) -> tuple[Source, LoraForm | None]:
+    """What to write: weights (an adapter merged into them), or the weights under the adapter and the adapter."""
+    if not (config.keep_lora or config.lora_ckpt_filter):
+        return source, None
+    if not isinstance(source, AdapterSource):
+        flag = "--keep-lora" if config.keep_lora else "--lora-ckpt-filter"
+        raise UserError(f"{flag}: {config.load} holds no adapter. Leave the flag out, or name one with --lora-load")
+    form = LoraForm(source.factors, source.config, config.lora_ckpt_filter)
+    targets = " ".join(form.args["lora_target_modules"])
+    note(f"Megatron's LoRA: --lora-r {form.r} --lora-alpha {form.args['lora_alpha']} --lora-target-modules {targets}")
+    return source.base, form
+
+
 def _check_no_layout(config: Any) -> None:
+    for flag in ("keep_lora", "lora_ckpt_filter"):
+        if getattr(config, flag):
+            raise UserError(f"--{flag.replace('_', '-')}: goes with --to mcore; --to peft takes an adapter out alone")
     sizes = (config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
     if sizes != (1, 1) or config.num_layer_list is not None:
         raise UserError(

@@ -6,33 +6,37 @@ import shutil
 from pathlib import Path
 
 from tuneval import files
-from tuneval.checkpoints.load import open_source
-from tuneval.commands.convert import convert
+from tuneval.checkpoints.load import AdapterSource, open_source
+from tuneval.commands.convert import convert, refuse_existing, write_adapter
 from tuneval.config import flags
 from tuneval.console import out
 from tuneval.errors import UserError
+from tuneval.model.adapter import is_peft
 
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
-    if config.to == "peft":
-        copy_adapter(config.load, config.save)
+    folder = next((f for f in (config.load / "adapter", config.load) if is_peft(f)), None)
+    if config.to == "peft" and folder is not None:
+        refuse_existing(config.save)
+        _copy(folder, config.save)
         out.print(f"adapter of {config.load} -> {config.save}", markup=False)
+        return 0
+    source = open_source(config.load, config.hf_cfg_dir, config.lora)
+    if config.to == "peft":
+        if not isinstance(source, AdapterSource):
+            raise UserError(
+                f"{config.load}: no adapter/adapter_config.json and no Megatron LoRA in it, so it was not tuned with "
+                "LoRA. Use --to hf or --to mcore."
+            )
+        write_adapter(source, config.save)
     else:
-        convert(open_source(config.load), config, command="export")
+        convert(source, config, command="export")
     return 0
 
 
-def copy_adapter(load: Path, save: Path) -> None:
-    """Copy the PEFT adapter of a run folder, or an adapter folder."""
-    found = [f for f in (load / "adapter", load) if (f / "adapter_config.json").is_file()]
-    if not found:
-        raise UserError(
-            f"{load}: no adapter/adapter_config.json in it, so it was not tuned with LoRA. Use --to hf or --to mcore."
-        )
-    if save.exists() and any(save.iterdir()):
-        raise UserError(f"--save {save}: is there already. Choose another folder, or remove it.")
+def _copy(adapter: Path, save: Path) -> None:
     with files.atomic_folder(save) as folder:
-        for file in sorted(found[0].iterdir()):
+        for file in sorted(adapter.iterdir()):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)

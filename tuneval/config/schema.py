@@ -63,6 +63,18 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MegatronLoraConfig:
+    """What the command line says of a LoRA checkpoint in Megatron's form; held against its files."""
+
+    lora_r: int | None = None
+    """Megatron's LoRA: its rank, checked."""
+    lora_alpha: float | None = None
+    """Megatron's LoRA: its alpha, where the checkpoint does not hold it; checked where it does."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Megatron's LoRA: linear_qkv linear_proj linear_fc1 linear_fc2, or some of them; checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Convert a checkpoint: Hugging Face <-> Megatron, or Megatron -> Megatron at another layout."""
 
@@ -70,8 +82,8 @@ class ConvertConfig:
     """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
     save: Path
     """Folder to write."""
-    to: Literal["mcore", "hf"]
-    """Format to write."""
+    to: Literal["mcore", "hf", "peft"]
+    """Format to write; `peft`: the adapter alone, without the model under it."""
     target_tensor_parallel_size: int = 1
     """Tensor-parallel ranks of the written Megatron checkpoint."""
     target_pipeline_parallel_size: int = 1
@@ -79,7 +91,12 @@ class ConvertConfig:
     num_layer_list: str | None = None
     """Layers of each stage, such as 13,11. Default: even."""
     lora_load: Path | None = None
-    """Adapter (PEFT folder) to merge into the weights on the way."""
+    """Adapter (PEFT folder, run folder, Megatron's LoRA) to merge into the weights on the way."""
+    keep_lora: bool = False
+    """mcore: write the adapter beside the weights, in Megatron's LoRA form, instead of merging it."""
+    lora_ckpt_filter: bool = False
+    """mcore: like `--keep-lora`, the adapter alone."""
+    lora: MegatronLoraConfig = field(default_factory=MegatronLoraConfig)
     hf_cfg_dir: Path | None = None
     """Folder with config.json and tokenizer of the original model, for a Megatron `--load` that carries none."""
     params_dtype: Literal["bf16", "fp16", "fp32"] | None = None
@@ -266,6 +283,10 @@ class LoraConfig:
     """Dropout before A."""
     lora_target_modules: tuple[str, ...] = ()
     """Hugging Face names (q_proj ...) or linear_qkv linear_proj linear_fc1 linear_fc2. Default: all of the blocks."""
+    lora_shared_a: bool = False
+    """One A for q, k, v and one for gate, up, as MindSpeed-LLM trains its fused layers. Default: one for each module."""
+    lora_ckpt_filter: bool = False
+    """`--ckpt-format torch`: write A and B alone, without the weights under them."""
 
     @property
     def enabled(self) -> bool:
@@ -466,6 +487,7 @@ class InferenceConfig:
     """Keep the likeliest tokens up to this mass."""
     seed: int = 1234
     """Seed of the sampling."""
+    lora: MegatronLoraConfig = field(default_factory=MegatronLoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,6 +520,13 @@ class ExportConfig:
     """Folder to write."""
     to: Literal["hf", "peft", "mcore"] = "hf"
     """`hf`: merged Hugging Face folder; `peft`: adapter; `mcore`: Megatron shards."""
+    hf_cfg_dir: Path | None = None
+    """Folder with config.json and tokenizer of the original model, for a Megatron `--load` that carries none."""
+    keep_lora: bool = False
+    """mcore: write the adapter beside the weights, in Megatron's LoRA form, instead of merging it."""
+    lora_ckpt_filter: bool = False
+    """mcore: like `--keep-lora`, the adapter alone."""
+    lora: MegatronLoraConfig = field(default_factory=MegatronLoraConfig)
     target_tensor_parallel_size: int = 1
     """mcore: tensor-parallel ranks."""
     target_pipeline_parallel_size: int = 1

@@ -61,7 +61,7 @@ class Adapter:
     def peft_tensors(self) -> dict[str, torch.Tensor]:
         """Every factor under the name that a PEFT folder gives it."""
         return {
-            f"{PEFT_PREFIX}{module}.lora_{half}.weight": factor.read().contiguous()
+            f"{PEFT_PREFIX}{module}.lora_{half}.weight": factor.read().clone()  # a shared A is written for each module
             for module, pair in self.factors.items()
             for half, factor in zip("AB", pair)
         }

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems
 from tuneval.files import atomic_file
-from tuneval.model.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, read_peft
+from tuneval.model.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, read_peft
 from tuneval.model.build import empty_model
 from tuneval.model.weight_map import hf_modules, megatron_targets
 
@@ -117,7 +117,22 @@ def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | P
         base_model: path or hub id that the adapter belongs to.
     """
     tensors = {name: p.detach().cpu().clone() for name, p in _by_file_name(model).items()}  # no memory shared
-    config = _peft_config(settings, _check_settings(model, settings))
+    _write_folder(folder, tensors, _peft_config(settings, _check_settings(model, settings)), base_model)
+
+
+def write_peft(adapter: Adapter, folder: str | Path, base_model: str) -> None:
+    """Write an adapter of any format as a PEFT folder.
+
+    Args:
+        adapter: to write.
+        folder: made if need be; other files in it are kept.
+        base_model: path or hub id that the adapter belongs to.
+    """
+    config = _peft_config(LoraSettings(adapter.r, adapter.alpha), adapter.targets)
+    _write_folder(folder, adapter.peft_tensors(), config, base_model)
+
+
+def _write_folder(folder: str | Path, tensors: dict[str, torch.Tensor], config: LoraConfig, base_model: str) -> None:
     config.base_model_name_or_path, config.inference_mode = base_model, True
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
