@@ -96,7 +96,17 @@ KINDS = [
     (records.RunRecord, RUN),
     (records.Step, STEP),
     (records.Validation, {"step": 1, "loss": 2.0, "perplexity": 7.39}),
-    (records.SampleAnswer, {"prompt": "问", "before": "前", "after": None}),
+    (
+        records.SampleAnswer,
+        {
+            "prompt": "问",
+            "before": "前",
+            "after": None,
+            "before_stopped": True,
+            "after_stopped": None,
+            "settings": {"greedy": True},
+        },
+    ),
     (records.EvalResult, RESULT),
     (records.Prediction, PREDICTION),
     (records.Comparison, COMPARISON),

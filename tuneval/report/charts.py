@@ -10,7 +10,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from tuneval.report.plots import GRID, INK, MARKERS, MUTED, RUN_COLOURS, STYLE, WIDTH, Texts, new_figure, text_width, to_svg
+from tuneval.report.plots import (
+    GRID,
+    INK,
+    MARKERS,
+    MUTED,
+    RUN_COLOURS,
+    STYLE,
+    WIDTH,
+    Texts,
+    new_figure,
+    text_width,
+    to_svg,
+)
 
 HEAT = 0.5
 """Opacity of the strongest cell: words on it keep their contrast in both schemes."""
@@ -44,7 +56,13 @@ class CostDot:
 
 
 def levels(
-    rows: Sequence[LevelDots], *, name: str, x_label: str, y_format: Callable[[float], str], line: float | None, line_label: str
+    rows: Sequence[LevelDots],
+    *,
+    name: str,
+    x_label: str,
+    y_format: Callable[[float], str],
+    line: float | None,
+    line_label: str,
 ) -> str:
     """Every level's mean, joined, and its single runs as faint dots.
 
@@ -60,7 +78,9 @@ def levels(
         words = Texts()
         figure, (axis,) = new_figure(height=232, left=52)
         for i, row in enumerate(rows):
-            axis.plot([i] * len(row.values), row.values, "o", color=RUN_COLOURS[1], alpha=0.4, markersize=5, markeredgewidth=0)
+            axis.plot(
+                [i] * len(row.values), row.values, "o", color=RUN_COLOURS[1], alpha=0.4, markersize=5, markeredgewidth=0
+            )
         shown = [(i, row.mean) for i, row in enumerate(rows) if row.mean is not None]
         if shown:
             axis.plot(*zip(*shown), color=RUN_COLOURS[1], linewidth=1.8, marker="D", markersize=6.5)
@@ -105,7 +125,9 @@ def cost(
                 axis.plot([dot.cost] * 2, [dot.low, dot.high], color=colour, linewidth=1.2, alpha=0.5)
             axis.plot([dot.cost], [dot.value], marker=MARKERS[dot.colour % len(MARKERS)], color=colour, markersize=7)
             place = (6, 4)
-            axis.annotate(words.stand_in(str(dot.number)), (dot.cost, dot.value), place, textcoords="offset points", color=INK)
+            axis.annotate(
+                words.stand_in(str(dot.number)), (dot.cost, dot.value), place, textcoords="offset points", color=INK
+            )
         low, high = min(d.cost for d in dots), max(d.cost for d in dots)
         air = 0.08 * (high - low) or 0.1 * max(abs(high), 1e-9)
         axis.set_xlim(max(0.0, low - air), high + air)
@@ -146,7 +168,9 @@ def heat_map(
     farthest = max((abs(v - middle) for row in values for v in row if v is not None), default=0.0) or 1.0
     with matplotlib.rc_context(STYLE):
         words = Texts()
-        figure, (axis,) = new_figure(height=30 * len(rows) + (58 if x_label else 34), left=left, top=4, bottom=50 if x_label else 30)
+        figure, (axis,) = new_figure(
+            height=30 * len(rows) + (58 if x_label else 34), left=left, top=4, bottom=50 if x_label else 30
+        )
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 if value is not None:

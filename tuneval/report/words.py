@@ -296,6 +296,18 @@ WORDS: dict[str, tuple[str, str]] = {
     "cut": ("……（另有 {n} 个字符未显示）", "… ({n} more characters not shown)"),
     "empty_answer": ("（空回答）", "(empty answer)"),
     "samples_note": ("以下为模型原始输出，未作修改；保存的样例全部列出。", "The models' own words, unedited, all that were kept."),
+    "samples_settings": ("生成设置：{settings}。", "Generated with: {settings}."),
+    "tab_answers": ("回答统计", "The answers in figures"),
+    "model": ("模型", "Model"),
+    "answers": ("回答数", "Answers"),
+    "mean_characters": ("平均字符数", "Mean length (characters)"),
+    "repetition": ("重复率", "Repetition"),
+    "stopped": ("自行结束", "Ended by itself"),
+    "empty_answers": ("空回答", "Empty"),
+    "answers_note": (
+        "重复率：同一回答中此前已出现过的连续四词所占比例（汉字按字计）。“自行结束”指未因长度上限而截断。",
+        "Repetition: share of runs of four words that came before in the same answer (a Chinese character counts as a word). Ended by itself: not cut at the longest length allowed.",
+    ),
     "figures_in_html": ("图见同名 HTML 文件。", "The figures are in the HTML file of the same name."),
 }  # fmt: skip
 """The report's words; a test holds that both languages fill in the same names."""
