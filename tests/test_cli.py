@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tuneval import cli
 from tuneval.config import schema
 
@@ -51,3 +53,45 @@ def test_positional_words():
     assert cli.positional_as_flags("verify", ["A", "B"]) == ["--a", "A", "--b", "B"]
     assert cli.positional_as_flags("report", ["R1", "R2", "--lang", "en"]) == ["--runs", "R1", "R2", "--lang", "en"]
     assert cli.positional_as_flags("tune", ["--load", "m"]) == ["--load", "m"]
+
+
+BELOW_A_FILE = {
+    "convert": ["--load", "MODEL", "--to", "mcore", "--save", "FILE/out"],
+    "export": ["--load", "MODEL", "--save", "FILE/out"],
+    "preprocess": ["--input", "ROWS", "--tokenizer-name-or-path", "MODEL", "--output-prefix", "FILE/out"],
+    "generate": ["--load", "MODEL", "--input", "ROWS", "--output", "FILE/out"],
+    "tune": ["--load", "MODEL", "--data-path", "DATA", "--save", "FILE/out", "--fp32", "--global-batch-size", "1"],
+}
+"""Commands that write, told to write below a file: that refuses root too."""
+
+
+@pytest.mark.parametrize("command", BELOW_A_FILE)
+def test_what_can_not_be_written_is_one_clear_line(command, tiny_folder, tmp_path, capsys):
+    import json
+
+    (tmp_path / "file").write_text("")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "You are kind.", "response": "four"}) * 1 + "\n")
+    places = {"MODEL": str(tiny_folder()), "ROWS": str(rows), "DATA": str(tmp_path / "data")}
+    places["FILE/out"] = str(tmp_path / "file" / "out")
+    words = ["--input", str(rows), "--tokenizer-name-or-path", places["MODEL"], "--output-prefix", places["DATA"]]
+    assert command != "tune" or cli.run("preprocess", words) == 0
+    capsys.readouterr()
+    assert cli.run(command, [places.get(word, word) for word in BELOW_A_FILE[command]]) == 2
+    error = capsys.readouterr().err
+    assert f"tuneval {command}: {tmp_path / 'file'}" in error, error
+    assert "a part of this path is a file" in error or "a file is in the way" in error
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path, tiny_folder):
+    """As `tuneval generate ... | head -1` does."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "You are kind."}\n' * 3)
+    words = ["generate", "--load", str(tiny_folder()), "--input", str(rows), "--max-new-tokens", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuneval", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=300) == 141, error
+    assert "Traceback" not in error and "BrokenPipe" not in error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+import subprocess
+import sys
+
 import pytest
 
 from tuneval import files
-from tuneval.errors import UserError
+from tuneval.errors import UserError, tell
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path):
@@ -45,3 +50,44 @@ def test_free_space_is_checked_before_writing(tmp_path):
     files.check_free_space(tmp_path / "new" / "folder", 1, "a test")
     with pytest.raises(UserError, match="GiB free"):
         files.check_free_space(tmp_path, 2**60, "a test")
+
+
+FULL = """
+import sys
+from tuneval import files
+kind, path = sys.argv[1:]
+try:
+    with (files.atomic_file(path, "wb") if kind == "file" else files.atomic_folder(path)) as new:
+        (new if kind == "file" else open(new / "weights", "wb")).write(bytes(1 << 20))
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_disk_without_room_is_told_by_the_final_path_and_nothing_stays(tmp_path, kind):
+    """A limit on the size of files stands for a full disk: both refuse a write in the middle of a file."""
+    target = tmp_path / "result"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    command = [sys.executable, "-c", FULL, kind, str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    number, _, name = done.stdout.strip().partition(" ")
+    assert (int(number), name) == (errno.EFBIG, str(target)), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [files.atomic_file, files.atomic_folder])
+def test_a_path_below_a_file_is_told(tmp_path, make):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as caught, make(tmp_path / "file" / "a" / "b"):
+        pass
+    assert str(tmp_path / "file") in tell(caught.value) and "a part of this path is a file" in tell(caught.value)
+
+
+def test_every_errors_text_has_path_reason_and_remedy():
+    full = OSError(errno.ENOSPC, "No space left on device", "out/model")
+    assert tell(full) == "out/model: No space left on device: free some space, or choose a folder on another disk"
+    assert tell(OSError("odd")) == "odd"

@@ -76,8 +76,11 @@ def run_entry(file: str, arguments: list[str] | None = None) -> int:
 
 def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]) -> int:
     """Run the command that `say` names with its flags and notices; `program` is what the user typed."""
-    from tuneval.errors import UserError
+    from tuneval.errors import UserError, tell
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a character that the terminal does not know is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch's own lines on errors that are told below
     try:
         from tuneval.config import flags, schema
@@ -97,14 +100,25 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
         console.quiet(not runtime.is_main())
         for notice in (*notices, *parsed.notices):
             console.note(notice)
-        return _run_here(command, parsed, launched)
+        status = _run_here(command, parsed, launched)
+        sys.stdout.flush()
+        return status
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return _refuse(program, str(error))
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _refuse(program, tell(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse(program: str, message: str) -> int:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{program}: {message}", file=sys.stderr)
+    return 2
 
 
 def _starts_processes(command: str, launched: LaunchConfig | None) -> bool:

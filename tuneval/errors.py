@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(ValueError):
     """Something the user gave can't be used. The text says what was given, the limit, and what to do.
@@ -37,3 +39,27 @@ class Problems:
         if self.messages:
             numbered = "\n".join(f"  {i}. {m}" for i, m in enumerate(self.messages, 1))
             raise UserError(f"{len(self.messages)} problems:\n{numbered}")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some space, or choose a folder on another disk",
+    errno.EFBIG: "choose a folder on a disk that takes larger files",
+    errno.EACCES: "choose a path you have the right to use",
+    errno.EPERM: "choose a path you have the right to use",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "a part of this path is a file; choose another",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EEXIST: "a file is in the way; choose another path, or remove it",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the links of this path go in a circle; mend them",
+}
+
+
+def tell(error: OSError) -> str:
+    """What the operating system refused, as a user error is told: the path, the reason, what to do."""
+    paths = " -> ".join(str(p) for p in (error.filename, error.filename2) if p is not None)
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = f": {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+    return f"{paths}: {reason}{remedy}" if paths else f"{reason}{remedy}"

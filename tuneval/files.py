@@ -28,8 +28,19 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        _name(error, temporary, path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made, it can't be removed
+            temporary.unlink(missing_ok=True)
+
+
+def _name(error: OSError, temporary: Path, path: Path) -> None:
+    """Let an error of writing name the file that was to be written: full disks name none."""
+    told = str(temporary) if error.filename is None else str(error.filename)
+    if told.startswith(str(temporary)):
+        error.filename, error.filename2 = str(path) + told.removeprefix(str(temporary)), None
 
 
 @contextlib.contextmanager
@@ -41,8 +52,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         if path.exists():
             replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.replaced")
@@ -51,6 +62,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(replaced)
         else:
             os.rename(temporary, path)
+    except OSError as error:
+        _name(error, temporary, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from tuneval import runtime
-from tuneval.errors import UserError
+from tuneval.errors import UserError, tell
 
 MEETING_MINUTES, WAITING_MINUTES = 2.0, 10.0
 """Defaults of `--distributed-timeout-minutes`: until all processes have met, and for one collective after that."""
@@ -194,6 +194,8 @@ def _end(error: BaseException, peers: Peers | None) -> NoReturn:
     """End this process after an error, at once: a clean end would wait for the others, who wait for this one."""
     if isinstance(error, SystemExit | KeyboardInterrupt):
         _exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+        error = UserError(tell(error))
     if peers is not None and _is_traffic(error):
         cause = peers.wait_for_cause()
         error = LostPeer(cause) if cause is not None else error
