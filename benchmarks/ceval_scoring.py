@@ -19,12 +19,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneval import runtime
 from tuneval.checkpoints.load import load_model
-from tuneval.evaluation import score, styles
-from tuneval.evaluation.tasks import LETTERS, Exam, load_ceval
+from tuneval.evaluation import score
+from tuneval.evaluation.catalogue import STYLES
+from tuneval.evaluation.exam import LETTERS, Exam
+from tuneval.evaluation.margins import decide, near_tie
+from tuneval.evaluation.styles import all_prompts
+from tuneval.evaluation.tasks import TASKS, load_exam
 from tuneval.model.decoder import Decoder
 
 SUBJECTS = ("law", "logic", "art_studies", "high_school_biology", "computer_network", "physician")
-STYLE = styles.find_style("official")
+STYLE = STYLES["ceval", "official"]
 
 
 def main() -> None:
@@ -37,8 +41,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     runtime.prepare()
-    exam = load_ceval(options.exam, "val", SUBJECTS, options.limit, shots=5)
-    prompts = {subject: styles.prompts(STYLE, exam, subject, 5) for subject in exam.subjects}
+    exam = load_exam(TASKS["ceval"], options.exam, "val", SUBJECTS, options.limit, shots=5)
+    prompts = {subject: [p.text for p in rows] for subject, rows in all_prompts(STYLE, exam, 5, chat=False).items()}
     report: dict = {"versions": runtime.versions(), "machine": runtime.machine(), "subjects": SUBJECTS}
     found: dict[str, dict[str, list[list[float]]]] = {}
     for dtype in options.dtypes:
@@ -92,31 +96,33 @@ def shared_prefix(
     decoder.register_forward_pre_hook(lambda _, inputs: counted.append(inputs[0].shape[1]))
     counted: list[int] = []
     started = time.monotonic()
-    for texts in prompts.values():
-        logits += score.letter_logits(decoder, loaded.tokenizer, texts, LETTERS, batch_tokens)
+    letters = [loaded.tokenizer.encode(letter, add_special_tokens=False)[-1] for letter in LETTERS]
+    for subject, texts in prompts.items():
+        encoded = [loaded.tokenizer(text)["input_ids"] for text in texts]
+        logits += score.letter_logits(decoder, encoded, letters, batch_tokens, [subject] * len(texts))
     tokens = sum(counted)
     return logits, time.monotonic() - started, tokens
 
 
 def describe(logits: list[list[float]], answers: list[str | None]) -> dict:
     scores = [dict(zip(LETTERS, row)) for row in logits]
-    letters = [score.decide(s)[0] for s in scores]
+    letters = [decide(s)[0] for s in scores]
     return {
         "accuracy": round(sum(a == b for a, b in zip(letters, answers)) / len(answers), 4),
-        "exact ties": sum(score.decide(s)[1] == 0 for s in scores),
-        "near ties": sum(score.near_tie(s) for s in scores),
+        "exact ties": sum(decide(s)[1] == 0 for s in scores),
+        "near ties": sum(near_tie(s) for s in scores),
     }
 
 
 def differences(one: list[list[float]], other: list[list[float]]) -> dict:
     """Letters that differ, and how far the second engine's margin was from a tie in each of them."""
     pairs = [(dict(zip(LETTERS, a)), dict(zip(LETTERS, b))) for a, b in zip(one, other)]
-    moved = [(a, b) for a, b in pairs if score.decide(a)[0] != score.decide(b)[0]]
-    margins = [max(score.decide(a)[1], score.decide(b)[1]) for a, b in moved]
+    moved = [(a, b) for a, b in pairs if decide(a)[0] != decide(b)[0]]
+    margins = [max(decide(a)[1], decide(b)[1]) for a, b in moved]
     return {
         "largest logit difference": max(abs(a[x] - b[x]) for a, b in pairs for x in LETTERS),
         "letters that differ": len(moved),
-        "of these, a near or exact tie for at least one": sum(score.near_tie(a) or score.near_tie(b) for a, b in moved),
+        "of these, a near or exact tie for at least one": sum(near_tie(a) or near_tie(b) for a, b in moved),
         "largest margin among them": max(margins, default=0.0),
     }
 

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import assets_world as world  # noqa: E402
 
-from tuneval.evaluation.tasks import load_ceval  # noqa: E402
+from tuneval.evaluation.tasks import TASKS, load_exam  # noqa: E402
 
 LETTERS = "ABCD"
 
@@ -40,7 +40,7 @@ def records(assets) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def exam(assets):
-    return load_ceval(assets / "exam", "val", shots=5)
+    return load_exam(TASKS["ceval"], assets / "exam", "val", shots=5)
 
 
 def all_questions(exam):

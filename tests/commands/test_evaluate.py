@@ -8,16 +8,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tuneval import cli
-from tuneval.commands.evaluate import evaluate, score_exam
+from tuneval.commands.evaluate import evaluate
+from tuneval.commands.evaluate_run import Examination, score_exam
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import UserError
-from tuneval.evaluation.score import decide
-from tuneval.evaluation.styles import STYLES
-from tuneval.evaluation.tasks import load_ceval
+from tuneval.evaluation.catalogue import STYLES
+from tuneval.evaluation.margins import decide
+from tuneval.evaluation.tasks import TASKS, load_exam
+from tuneval.evaluation.units import ALONE, Ranks
 from tuneval.report.comparison import compare_results
 from tuneval.report.records import Comparison, EvalResult, Prediction, read_record, read_records
 
@@ -50,26 +53,55 @@ def exam(tmp_path) -> Path:
     return folder
 
 
-def knows_cats(prompts, targets, scored, wrong: str = "") -> list[list[float]]:
-    """Scores 猫 highest, except where the prompt's question contains `wrong`."""
-    logits = []
-    for text in prompts:
-        asked = text.rsplit("\n\n", 1)[1]
-        found = {line[0]: line[3:] for line in asked.splitlines() if line[1:3] == ". "}
-        sign = -1.0 if wrong and wrong in asked else 1.0
-        logits.append([sign * (found[t] == "猫") + 0.001 * i for i, t in enumerate(targets)])
-        scored(1)
-    return logits
+class KnowsCats:
+    """A scorer that finds 猫 in every kind of style, except where the question contains `wrong`."""
+
+    def __init__(self, wrong: str = "") -> None:
+        self.wrong, self.calls = wrong, []
+
+    def letters(self, prompts, targets, scored):
+        rows = [self._sign(p) * np.array([self._cat(p) == t.strip() for t in targets]) for p in prompts]
+        self._count(prompts, scored)
+        return [[float(v) + 0.001 * i for i, v in enumerate(row)] for row in rows]
+
+    def options(self, prompts, options, scored):
+        return [[(v, 1) for v in row] for row in self.letters(prompts, options[0], scored)]
+
+    def replies(self, prompts, max_new_tokens, stops, settled, scored):
+        self._count(prompts, scored)
+        replies = [self._cat(p) if self._sign(p) > 0 else "不知道" for p in prompts]
+        return [f" 想。所以答案是{r}。" if p.text.endswith("\n1.") else r for p, r in zip(prompts, replies)]
+
+    def _count(self, prompts, scored) -> None:
+        if "self-test" not in prompts[0].name:
+            self.calls.append(len(prompts))
+        for _ in prompts:
+            scored(1)
+
+    def _cat(self, prompt) -> str:
+        """Letter of the line that holds 猫, in the last question of the prompt."""
+        text = prompt.text or prompt.messages[-1].content
+        if "本题的正确答案是" in text:
+            return text.rsplit("本题的正确答案是", 1)[1][0]
+        lines = [line for line in text.splitlines() if line[1:3] == ". " or line[2:4] == ". "]
+        return next(line.strip()[0] for line in reversed(lines) if "猫" in line)
+
+    def _sign(self, prompt) -> float:
+        text = (prompt.text or prompt.messages[-1].content)[-60:]
+        return -1.0 if self.wrong and self.wrong in text else 1.0
 
 
-def run(exam: Path, output: Path, scorer=knows_cats, identity=MODEL, **changes) -> EvalResult:
-    config = EvaluateConfig(task_data_path=exam, output=output, **changes)
-    read = load_ceval(exam, config.split, (), config.limit, config.shots)
-    return score_exam(read, STYLES["official"], config, identity, scorer, output)
+def run(exam: Path, output: Path, scorer=None, identity=MODEL, style: str = "official", ranks=ALONE, **changes):
+    config = EvaluateConfig(
+        task_data_path=exam, output=output, **{"split": "val", "style": style, "shots": 5, **changes}
+    )
+    read = load_exam(TASKS["ceval"], exam, config.split, (), config.limit, config.shots)
+    each = Examination(exam=read, style=STYLES["ceval", style], shots=config.shots, config=config, chat=True)
+    return score_exam(each, identity, scorer or KnowsCats(), output, ranks)
 
 
 def test_the_whole_path(exam, tmp_path, capsys):
-    result = run(exam, tmp_path / "out", lambda *a: knows_cats(*a, wrong="问题0"))
+    result = run(exam, tmp_path / "out", KnowsCats(wrong="问题0"))
     assert result == read_record(EvalResult, tmp_path / "out/results.json")
     assert result.micro["accuracy"] == 12 / 15 and result.micro["n"] == result.questions == 15
     assert result.macro["accuracy"] == pytest.approx((3 / 4 + 4 / 5 + 5 / 6) / 3)
@@ -88,24 +120,29 @@ def test_the_whole_path(exam, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir() if "partial" in p.name] == []
 
 
-def test_a_killed_run_goes_on_by_subject(exam, tmp_path):
-    calls: list[int] = []
+class Dies(KnowsCats):
+    """Killed when it has scored some subjects."""
 
-    def dies_in_the_third(prompts, targets, scored):
-        calls.append(len(prompts))
-        if len(calls) == 3:
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def letters(self, prompts, targets, scored):
+        if len(self.calls) == self.after and "self-test" not in prompts[0].name:
             raise KeyboardInterrupt
-        return knows_cats(prompts, targets, scored)
+        return super().letters(prompts, targets, scored)
 
+
+def test_a_killed_run_goes_on_by_subject(exam, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(exam, tmp_path / "out", dies_in_the_third)
+        run(exam, tmp_path / "out", Dies(after=2))
     assert not (tmp_path / "out/results.json").exists() and not (tmp_path / "out/predictions.jsonl").exists()
     (partial,) = (tmp_path / "out").glob(".predictions-*.partial.jsonl")
     with open(partial, "a", encoding="utf-8") as file:
         file.write('{"subject": "accountant", "predic')  # killed while writing
-    calls = []
-    resumed = run(exam, tmp_path / "out", lambda *a: calls.append(len(a[0])) or knows_cats(*a))
-    assert calls == [6]
+    second = KnowsCats()
+    resumed = run(exam, tmp_path / "out", second)
+    assert second.calls == [6]
     unbroken = run(exam, tmp_path / "unbroken")
     assert (resumed.micro, resumed.subjects) == (unbroken.micro, unbroken.subjects)
     a, b = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("out", "unbroken"))
@@ -114,19 +151,85 @@ def test_a_killed_run_goes_on_by_subject(exam, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shots": 4}, {"limit": 2}, {"dtype": "fp32"}, {"batch_tokens": 64}, {"identity": {**MODEL, "kind": "x"}}],
+    [
+        {"shots": 4},
+        {"limit": 2},
+        {"dtype": "fp32"},
+        {"batch_tokens": 64},
+        {"identity": {**MODEL, "kind": "x"}},
+        {"style": "qwen_base"},
+    ],
 )
 def test_other_settings_do_not_reuse_an_unfinished_run(exam, tmp_path, change):
-    def dies_in_the_second(prompts, targets, scored):
-        if "会计" in prompts[0]:
-            raise KeyboardInterrupt
-        return knows_cats(prompts, targets, scored)
-
     with pytest.raises(KeyboardInterrupt):
-        run(exam, tmp_path / "out", dies_in_the_second)
-    calls: list[int] = []
-    run(exam, tmp_path / "out", lambda *a: calls.append(1) or knows_cats(*a), **change)
-    assert len(calls) == 3
+        run(exam, tmp_path / "out", Dies(after=1))
+    second = KnowsCats()
+    run(exam, tmp_path / "out", second, **change)
+    assert len(second.calls) == 3
+
+
+@pytest.mark.parametrize("style", [name for task, name in STYLES if task == "ceval"])
+def test_every_style_with_a_dummy_scorer(exam, tmp_path, style, capsys):
+    kind = STYLES["ceval", style].decision.kind
+    shots = min(2, STYLES["ceval", style].max_shots)
+    result = run(exam, tmp_path / "out", KnowsCats(wrong="问题0"), style=style, shots=shots, allow_unparsed=True)
+    assert result.micro["correct"] == 12 + (style == "qwen_chat")  # which takes the likest option where none is named
+    assert result.decision["kind"] == kind and result.chance == 0.25
+    assert result.self_test["trivial_right"] == result.self_test["trivial"] == 4
+    assert result.unparsed == (3 if kind == "reply" and style not in ("qwen_chat",) else 0)
+    rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
+    assert all((row.response is None) == (kind != "reply") and bool(row.scores) == (kind != "reply") for row in rows)
+    assert sum(result.answers.values()) == 15 - result.unparsed and not result.at_chance
+
+
+def test_unreadable_replies_are_an_error_unless_allowed(exam, tmp_path):
+    first = KnowsCats(wrong="问题0")
+    with pytest.raises(UserError, match="3 of 15 replies hold no readable answer, such as college_physics 0: '不知道'"):
+        run(exam, tmp_path / "out", first, style="oc_gen")
+    assert first.calls == [4, 5, 6] and not (tmp_path / "out/results.json").exists()
+    second = KnowsCats()
+    result = run(exam, tmp_path / "out", second, style="oc_gen", allow_unparsed=True)
+    assert second.calls == [] and result.unparsed == 3 and result.micro["correct"] == 12
+
+
+def test_ranks_divide_the_subjects(exam, tmp_path):
+    """Two ranks, one after the other: the first gathers what the second would send."""
+    sent: list = []
+
+    def gather(own):
+        sent.append(own)
+        return [own] if len(sent) == 1 else [sent[1], sent[0]]
+
+    scorers = KnowsCats(wrong="问题1"), KnowsCats(wrong="问题1")
+    with pytest.raises(KeyError):  # rank 1 alone lacks the others' pieces
+        run(exam, tmp_path / "out", scorers[1], ranks=Ranks(1, 2, gather))
+    result = run(exam, tmp_path / "out", scorers[0], ranks=Ranks(0, 2, gather))
+    assert sorted(scorers[0].calls + scorers[1].calls) == [4, 5, 6] and scorers[0].calls and scorers[1].calls
+    alone = run(exam, tmp_path / "alone", KnowsCats(wrong="问题1"))
+    assert (result.micro, result.subjects) == (alone.micro, alone.subjects)
+    assert (tmp_path / "out/predictions.jsonl").read_text() == (tmp_path / "alone/predictions.jsonl").read_text()
+    assert not list((tmp_path / "out").glob("*.partial.jsonl")) and not list(
+        (tmp_path / "out").glob(".*.partial.jsonl")
+    )
+
+
+def test_results_that_mean_little_are_called_out(exam, tmp_path, capsys):
+    class AlwaysB(KnowsCats):
+        def letters(self, prompts, targets, scored):
+            return [[float(t == "B") for t in targets] for _ in prompts]
+
+    path = exam / "val/law_val.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text(
+        "\n".join([*lines, *(f"{20 + i},{lines[2].split(',', 1)[1]}" for i in range(10))]), encoding="utf-8"
+    )
+    result = run(exam, tmp_path / "out", AlwaysB(), limit=None)
+    assert result.at_chance and result.answers == {"A": 0, "B": 25, "C": 0, "D": 0}
+    assert result.duplicates == {"repeated": 19, "contradictory": 0, "worked_examples": 24}  # 问题5 is no example
+    shown = capsys.readouterr().out
+    assert "no better than guessing" in shown and "25 of 25 answers are B: the model chooses a letter" in shown
+    assert "19 questions repeat an earlier one" in shown and "24 questions stand among the worked examples" in shown
+    assert "Self-test: 1 of 4 questions whose answer stands in them were answered right" in shown
 
 
 def test_secret_answers_make_a_submission(exam, tmp_path, capsys):
@@ -148,8 +251,8 @@ def test_secret_answers_make_a_submission(exam, tmp_path, capsys):
 
 
 def test_comparing_two_results(exam, tmp_path, capsys):
-    run(exam, tmp_path / "before", lambda *a: knows_cats(*a, wrong="问题"), identity={**MODEL, "weights_sha256": "0"})
-    run(exam, tmp_path / "after", lambda *a: knows_cats(*a, wrong="问题5"))
+    run(exam, tmp_path / "before", KnowsCats(wrong="问题"), identity={**MODEL, "weights_sha256": "0"})
+    run(exam, tmp_path / "after", KnowsCats(wrong="问题5"))
     status = cli.main(["evaluate", "--compare", str(tmp_path / "before"), str(tmp_path / "after/results.json")])
     assert status == 0
     comparison = read_record(Comparison, tmp_path / "after/comparison.json")
@@ -196,7 +299,12 @@ BAD_CALLS = {
     "--compare names 0 results": [],
     "--compare names 1 results": ["--compare", "a"],
     "--limit: nothing is scored without --load": ["--compare", "a", "b", "--limit", "3"],
-    "--task mmlu: unknown; known is ceval": ["--load", "m", "--task", "mmlu", "--task-data-path", "x"],
+    "--task mmlv: unknown; did you mean mmlu?": ["--load", "m", "--task", "mmlv", "--task-data-path", "x"],
+    "--subjects ',': names none; leave it out for all": ["--load", "m", "--task-data-path", "EXAM", "--subjects", ","],
+    "--split train: ceval has dev, val, test": ["--load", "m", "--task-data-path", "EXAM", "--split", "train"],
+    "--compare: needs one --style, 2 are asked for": [
+        *("--load", "m", "--task-data-path", "EXAM", "--style", "official,lm_eval", "--compare", "a")
+    ],
     "--task-data-path: give the exam's folder or zip": ["--load", "m"],
     "--limit 0: must be at least 1": ["--load", "m", "--task-data-path", "EXAM", "--limit", "0"],
     "--style officail: unknown; did you mean official?": [
@@ -305,8 +413,8 @@ def test_a_run_folder_end_to_end(exam, letter_folder):
     assert cli.main([*command, "--shots", "0", "--split", "test"]) == 0
     assert sorted(p.name for p in (folder / "evaluation").iterdir()) == ["ceval-official", "ceval-official-test-0shot"]
     rows = read_records(Prediction, folder / "evaluation/ceval-official/predictions.jsonl")
-    read = load_ceval(exam, "val", shots=5)
-    texts = [text for subject in read.subjects for text in prompts(STYLES["official"], read, subject, 5)]
+    read = load_exam(TASKS["ceval"], exam, "val", shots=5)
+    texts = [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, 5)]
     assert tokenizer.decode(tokenizer(texts[0])["input_ids"]) == texts[0]
     ids = tokenizer.convert_tokens_to_ids(list("ABCD"))
     with torch.no_grad():
@@ -337,10 +445,10 @@ def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
         dtype="fp32",
         output=tmp_path / "out",
     )
-    result = evaluate(config)
+    (result,) = evaluate(config)
     rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
-    read = load_ceval(archive, "val", names, 5, shots=5)
-    texts = [text for subject in read.subjects for text in prompts(STYLES["official"], read, subject, 5)]
+    read = load_exam(TASKS["ceval"], archive, "val", names, 5, shots=5)
+    texts = [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, 5)]
     tokenizer = AutoTokenizer.from_pretrained(real_model)
     model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
     ids = [tokenizer.encode(letter)[0] for letter in "ABCD"]

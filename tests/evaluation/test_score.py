@@ -8,7 +8,8 @@ from conftest import VOCAB, fill, tiny_config, tiny_model
 
 from tuneval.errors import UserError
 from tuneval.evaluation import score
-from tuneval.evaluation.score import bf16_step, chunks, decide, letter_ids, letter_logits, near_tie, shared_prefix
+from tuneval.evaluation.margins import bf16_step, decide, near_tie
+from tuneval.evaluation.score import chunks, letter_logits, option_log_probabilities, shared_prefix
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 
@@ -53,9 +54,19 @@ def decoder_of(model) -> Decoder:
 
 def plain_loop(model, tokenizer, prompts: list[str]) -> list[list[float]]:
     """The benchmark authors' way: one whole prompt at a time through transformers."""
-    ids = [tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
+    ids = letter_tokens(tokenizer)
     with torch.no_grad():
         return [model(**tokenizer(text, return_tensors="pt")).logits[0, -1, ids].tolist() for text in prompts]
+
+
+def letter_tokens(tokenizer) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS]
+
+
+def shared(model, tokenizer, prompts: list[str], batch_tokens: int = 4096, scored=lambda n: None) -> list[list[float]]:
+    encoded = [tokenizer(text)["input_ids"] for text in prompts]
+    names = [f"law, question {i}" for i in range(len(prompts))]
+    return letter_logits(model, encoded, letter_tokens(tokenizer), batch_tokens, names, scored)
 
 
 def letters(logits: list[list[float]]) -> list[str]:
@@ -83,7 +94,7 @@ def test_equals_a_plain_loop(splitter, family, changes, batch_tokens):
     expected = plain_loop(model, splitter, PROMPTS)
     assert torch.tensor(expected).std(0).max() > 1e-1  # the prompts matter
     done: list[int] = []
-    actual = letter_logits(decoder_of(model), splitter, PROMPTS, LETTERS, batch_tokens, done.append)
+    actual = shared(decoder_of(model), splitter, PROMPTS, batch_tokens, done.append)
     check_parity(actual, expected)
     assert sum(done) == len(PROMPTS) and (len(done) == 1) == (batch_tokens == 4096)
 
@@ -94,7 +105,7 @@ def test_parity_check_sees_a_wrong_prefix_length(splitter, monkeypatch, wrong):
     model = reference("qwen2")
     expected = plain_loop(model, splitter, PROMPTS)
     monkeypatch.setattr(score, "shared_prefix", lambda encoded: shared_prefix(encoded) + wrong)
-    actual = letter_logits(decoder_of(model), splitter, PROMPTS, LETTERS, 4096)
+    actual = shared(decoder_of(model), splitter, PROMPTS)
     if wrong < 0:
         check_parity(actual, expected)
         return
@@ -117,7 +128,7 @@ def test_parity_check_sees_broken_sharing(splitter, fault):
                 position_ids = position_ids % prefix_length
             return decoder(input_ids, position_ids, segments, prefix_length)
 
-    actual = letter_logits(Broken(), splitter, PROMPTS, LETTERS, 4096)
+    actual = shared(Broken(), splitter, PROMPTS)
     with pytest.raises(AssertionError):
         check_parity(actual, plain_loop(model, splitter, PROMPTS))
 
@@ -143,7 +154,7 @@ def test_shared_prefix_leaves_each_prompt_a_token():
 def test_nothing_shared_and_one_prompt(splitter):
     model = reference("llama")
     for prompts in (["答案：", "你好，请", "What"], PROMPTS[:1]):
-        actual = letter_logits(decoder_of(model), splitter, prompts, LETTERS, 4096)
+        actual = shared(decoder_of(model), splitter, prompts)
         check_parity(actual, plain_loop(model, splitter, prompts))
 
 
@@ -153,26 +164,10 @@ def test_chunks_fill_the_capacity():
     assert [list(c) for c in chunks([2] * 4, 8)] == [[0, 1, 2, 3]]
 
 
-def test_letters_must_be_tokens_of_their_own(splitter, metaspace_tokenizer):
-    assert letter_ids(splitter, PROMPTS[0], LETTERS) == [splitter.convert_tokens_to_ids(x) for x in LETTERS]
-    with pytest.raises(UserError, match=r"answer 'A' after .*not one token of its own"):
-        letter_ids(metaspace_tokenizer, PROMPTS[0], LETTERS)  # joins `：A`
-    with pytest.raises(UserError, match="are not distinct"):
-        letter_ids(splitter, PROMPTS[0], ["A", "Ω", "§"])  # both unknown
-
-    def with_end(text: str) -> dict:
-        return {"input_ids": [*splitter(text)["input_ids"], 1]}
-
-    with pytest.raises(UserError, match="add_eos_token"):
-        letter_ids(with_end, PROMPTS[0], LETTERS)
-
-
 def test_too_long_prompts_are_refused(splitter):
     model = tiny_model("qwen2", max_position_embeddings=20)
-    with pytest.raises(
-        UserError, match=r"question 5 of the subject: its prompt has \d+ tokens, the model's limit is 20"
-    ):
-        letter_logits(decoder_of(model), splitter, PROMPTS, LETTERS, 4096)
+    with pytest.raises(UserError, match=r"law, question 4: its prompt has \d+ tokens, the model's limit is 20"):
+        shared(decoder_of(model), splitter, PROMPTS)
     assert tiny_config().max_position_embeddings > 20
 
 
@@ -181,8 +176,87 @@ def test_logits_that_are_not_finite_are_no_answer(splitter, value):
     model = reference("qwen2")
     with torch.no_grad():
         model.model.norm.weight[0] = value
-    with pytest.raises(UserError, match=r"question 1 of the subject: the letters' logits are .*give --dtype fp32"):
-        letter_logits(decoder_of(model), splitter, PROMPTS, LETTERS, 4096)
+    with pytest.raises(UserError, match=r"law, question 0: the answers' scores are .*give --dtype fp32"):
+        shared(decoder_of(model), splitter, PROMPTS)
+
+
+OPTIONS = [["猫", "狗狗，请回答", "鸟"], ["好", "你好吗？好"], ["A", "B", "C"], ["你好，请选", "你好，请答", "你好"]]
+
+
+def option_rows(tokenizer) -> tuple[list[list[list[int]]], list[int]]:
+    """Token ids of prompt and option together, and where the options begin."""
+    rows = [[tokenizer(p + o)["input_ids"] for o in options] for p, options in zip(PROMPTS, OPTIONS)]
+    starts = [shared_prefix([*each, tokenizer(p)["input_ids"]]) for p, each in zip(PROMPTS, rows)]
+    return rows, starts
+
+
+def plain_options(model, rows, starts) -> list[list[float]]:
+    """One whole text at a time: the sum of its log probabilities from where the options begin."""
+    found = []
+    for options, start in zip(rows, starts):
+        with torch.no_grad():
+            logs = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in options]
+        found.append(
+            [sum(float(log[i - 1, ids[i]]) for i in range(start, len(ids))) for log, ids in zip(logs, options)]
+        )
+    return found
+
+
+def check_options(actual, expected) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(one), torch.tensor(other), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 90, 4096])
+@pytest.mark.parametrize("family,changes", [("qwen2", {}), ("llama", {"tie_word_embeddings": True})])
+def test_options_equal_a_plain_loop(splitter, family, changes, batch_tokens):
+    model = reference(family, **changes)
+    rows, starts = option_rows(splitter)
+    assert any(len(ids) - start > 2 for options, start in zip(rows, starts) for ids in options)
+    done: list[int] = []
+    names = ["x"] * len(rows)
+    actual = option_log_probabilities(decoder_of(model), rows, starts, batch_tokens, names, done.append)
+    check_options(actual, plain_options(model, rows, starts))
+    assert sum(done) == len(rows)
+
+
+def test_a_question_of_many_long_options_shares_its_prompt(splitter, monkeypatch):
+    """Without a beginning that the questions share, each question is a pass of its own over [prompt | options]."""
+    model = reference("qwen2")
+    rows, starts = option_rows(splitter)
+    rows[0] = [[5, *ids] for ids in rows[0]]  # nothing is shared by all questions any more
+    starts[0] += 1
+    decoder, lengths = decoder_of(model), []
+    decoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    actual = option_log_probabilities(decoder, rows, starts, 4096, ["x"] * len(rows))
+    check_options(actual, plain_options(model, rows, starts))
+    assert len(lengths) == len(rows)
+    assert sum(lengths) < sum(len(ids) for options in rows for ids in options) / 2
+    monkeypatch.setattr(score, "_cheaper", lambda chunk, *_: [chunk])
+    lengths.clear()
+    check_options(option_log_probabilities(decoder, rows, starts, 4096, ["x"] * len(rows)), actual)
+    assert len(lengths) == 1
+
+
+def test_option_parity_sees_a_wrong_start(splitter):
+    model = reference("qwen2")
+    rows, starts = option_rows(splitter)
+    actual = option_log_probabilities(decoder_of(model), rows, [s - 1 for s in starts], 4096, ["x"] * len(rows))
+    with pytest.raises(AssertionError):
+        check_options(actual, plain_options(model, rows, starts))
+
+
+def test_single_tokens_take_one_position_a_question(splitter):
+    model = reference("qwen2")
+    rows = [[[*splitter(p)["input_ids"], letter] for letter in letter_tokens(splitter)] for p in PROMPTS]
+    decoder, lengths = decoder_of(model), []
+    decoder.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    logs = option_log_probabilities(decoder, rows, [len(r[0]) - 1 for r in rows], 4096, ["x"] * len(rows))
+    once = lengths.pop()
+    logits = torch.tensor(shared(decoder, splitter, PROMPTS))
+    assert once == lengths.pop()
+    differences = torch.tensor(logs) - logits
+    torch.testing.assert_close(differences, differences[:, :1].expand(-1, 4), atol=1e-4, rtol=0)
 
 
 def test_the_first_of_equals_wins():

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from tuneval.errors import UserError
-from tuneval.evaluation.tasks import CATEGORIES, HARD, Subject, built_in_subjects, categories, load_ceval
+from tuneval.evaluation.exam import CATEGORIES, HARD, Exam, Subject, categories
+from tuneval.evaluation.tasks import TASKS, built_in_subjects, find_task, load_exam
 
 HEADER = ["id", "question", "A", "B", "C", "D", "answer"]
+
+
+def load_ceval(path: Path, split: str = "val", subjects=(), limit=None, shots: int = 0) -> Exam:
+    return load_exam(TASKS["ceval"], path, split, subjects, limit, shots)
 
 
 def write_csv(path: Path, rows: list[list[str]], header: list[str] = HEADER) -> None:
@@ -80,7 +85,7 @@ def test_own_mapping_extends_and_overrides(exam):
     mapping = {"zoo": ["Zoo", "动物园", "Other"], "law": ["Law", "法律", "Humanities"]}
     (exam / "subject_mapping.json").write_text(json.dumps(mapping), encoding="utf-8")
     read = load_ceval(exam, "val")
-    assert read.subjects["zoo"] == Subject(id="zoo", name_zh="动物园", name_en="Zoo", category="Other")
+    assert read.subjects["zoo"] == Subject(id="zoo", name_zh="动物园", name_en="Zoo", groups=("Other",))
     assert read.subjects["law"].name_zh == "法律"
     assert load_ceval(zipped(exam), "val").subjects == read.subjects
     (exam / "subject_mapping.json").write_text('{"zoo": ["Zoo", "动物园", "Animals"]}', encoding="utf-8")
@@ -92,7 +97,7 @@ def test_own_mapping_extends_and_overrides(exam):
 
 
 def test_built_in_table():
-    table = built_in_subjects()
+    table = built_in_subjects(TASKS["ceval"])
     counts = [sum(s.category == c for s in table.values()) for c in CATEGORIES]
     assert counts == [20, 10, 11, 11] and len(HARD) == 8
     assert all(table[s].category == "STEM" for s in HARD)
@@ -100,7 +105,14 @@ def test_built_in_table():
 
 
 def test_hard_overlaps_with_stem():
-    found = categories({"law": "Humanities", "college_physics": "STEM", "computer_network": "STEM", "zoo": "Other"})
+    groups = {
+        "law": ("Humanities",),
+        "college_physics": ("STEM", "Hard"),
+        "computer_network": ("STEM",),
+        "zoo": ["Other"],
+    }
+    found = categories(groups)
+    assert found == categories({s: g[0] for s, g in groups.items()})  # as earlier results hold them
     stem = ["college_physics", "computer_network"]
     assert found == {"STEM": stem, "Humanities": ["law"], "Other": ["zoo"], "Hard": ["college_physics"]}
     assert list(found)[-1] == "Hard"
@@ -139,8 +151,21 @@ def test_all_problems_at_once(exam):
     with pytest.raises(UserError) as error:
         load_ceval(exam, "val", shots=5)
     text = str(error.value)
-    assert text.startswith("4 problems") and "no column A, B, C, D, answer" in text
+    assert text.startswith("4 problems") and "no column A, B, C, D; found id, question" in text
     assert f"--shots 5: {exam / 'dev/law_dev.csv'} is missing; add it or give --shots 0" in text
+
+
+def test_answers_are_needed_but_for_the_test_split(exam):
+    write_csv(exam / "val/law_val.csv", [row(i)[:-1] for i in range(3)], HEADER[:-1])
+    with pytest.raises(
+        UserError, match=r"law_val.csv: no right answers in it \(no column answer\); split val needs them"
+    ):
+        load_ceval(exam, "val")
+
+
+def test_tasks_are_known_by_name():
+    with pytest.raises(UserError, match="--task cmlu: unknown; did you mean cmmlu"):
+        find_task("cmlu")
 
 
 def test_dev_with_too_few_rows(exam):
@@ -155,7 +180,7 @@ def test_dev_with_too_few_rows(exam):
 def test_files_that_are_no_exam(tmp_path, exam):
     with pytest.raises(UserError, match="no such folder or zip"):
         load_ceval(tmp_path / "nothing")
-    with pytest.raises(UserError, match="Give a folder or zip in C-Eval's layout"):
+    with pytest.raises(UserError, match=r"Give a folder or zip in ceval's layout: dev/<subject>_dev\.csv"):
         load_ceval(tmp_path)
     with pytest.raises(UserError, match="not a zip file"):
         load_ceval(exam / "val/law_val.csv")
@@ -166,7 +191,7 @@ def test_files_that_are_no_exam(tmp_path, exam):
     with pytest.raises(UserError, match=r"law_val.csv: broken csv in row 2"):
         load_ceval(exam, "val")
     (exam / "val/law_val.csv").write_text("id,question,A,B,C,D,answer\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"law_val.csv: no row below the header"):
+    with pytest.raises(UserError, match=r"law_val.csv: no question in it"):
         load_ceval(exam, "val")
     two = tmp_path / "two.zip"
     with zipfile.ZipFile(two, "w") as archive:

@@ -66,6 +66,16 @@ RESULT = {
     "config": {"shots": 5},
     "machine": {"cores": 2},
     "chance": 0.25,
+    "decision": {"kind": "letter_logits", "target": "{answer}"},
+    "aggregation": "micro",
+    "source": "a paper",
+    "unparsed": 0,
+    "answers": {"A": 10},
+    "at_chance": False,
+    "noise": {"questions": 2, "largest": 0.1, "median": 0.05, "changed": 0},
+    "within_noise": 1,
+    "self_test": {"trivial": 4, "trivial_right": 4, "largest_batch_difference": 0.0},
+    "duplicates": {"repeated": 0},
 }
 PREDICTION = {
     "subject": "law",
@@ -76,6 +86,7 @@ PREDICTION = {
     "scores": {"A": 1.0, "B": 2.0},
     "margin": 1.0,
     "prompt_sha256": "p",
+    "response": None,
 }
 COMPARISON = {
     "a": "x",

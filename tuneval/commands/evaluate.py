@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from tuneval import console, runtime
+from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.commands import evaluate_matrix
+from tuneval.commands.evaluate_run import Examination, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
+from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
-from tuneval.evaluation import score, stats, styles
-from tuneval.evaluation.partial import Partial
-from tuneval.evaluation.tasks import LETTERS, Exam, categories, load_ceval
-from tuneval.files import write_json
+from tuneval.evaluation.catalogue import ALL, find_styles
+from tuneval.evaluation.decisions import Reply
+from tuneval.evaluation.exam import Exam
+from tuneval.evaluation.model_scorer import ModelScorer
+from tuneval.evaluation.styles import Style, check_shots
+from tuneval.evaluation.tasks import Task, find_task, load_exam
+from tuneval.evaluation.units import ALONE, Ranks
+from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
 from tuneval.report import tables
 from tuneval.report.comparison import check_comparable, compare_results
-from tuneval.report.records import EvalResult, Prediction, to_dict, write_record, write_records
-
-Scorer = Callable[[list[str], list[str], Callable[[int], object]], list[list[float]]]
-"""(prompts of one subject, texts of the letters, progress) -> logits of the letters for each prompt."""
+from tuneval.report.records import EvalResult, write_record
 
 
 def main(parsed: flags.Parsed) -> int:
@@ -35,71 +38,46 @@ def main(parsed: flags.Parsed) -> int:
     return 0
 
 
-def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) -> EvalResult:
-    """Load a model, score it, write and print the result; test it against an earlier one where the settings name one.
+def evaluate(
+    config: EvaluateConfig, model_facts: dict[str, str] | None = None, ranks: Ranks = ALONE
+) -> list[EvalResult]:
+    """Load a model, score it, write and print the results; test it against an earlier one where the settings name one.
 
     Args:
-        config: the settings; `load` and `task_data_path` are given.
+        config: the settings; `load` is given.
         model_facts: what the command line states about the model, checked.
+        ranks: the processes that divide the questions.
 
     Returns:
-        The result, as written. Where the split's answers are secret its accuracies are absent.
+        The result of each style, as written. Where the split's answers are secret its accuracies are absent.
 
     Raises:
         UserError: settings, exam or model can't be used.
     """
-    style = _check(config)
-    subjects = tuple(s.strip() for s in (config.subjects or "").split(",") if s.strip())
-    exam = load_ceval(config.task_data_path, config.split, subjects, config.limit, config.shots)
-    output = _output(config)
+    task, styles = _check(config)
+    examinations = _examinations(config, task, styles)
+    output = _output(config, task, styles)
     _check_output(output, config.compare)
     for earlier in config.compare:
-        check_comparable(earlier, config, _asked(exam, style, config.shots))
+        check_comparable(earlier, examinations[0].config, examinations[0].asked)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
-    result = score_exam(exam, style, config, loaded.identity, _scorer(loaded, config), output)
-    for earlier in config.compare:
+    template = _template(loaded, config, [e.style for e in examinations])
+    if template is None:
+        examinations = _without_template(examinations, config)
+    decoder = Decoder(loaded.model).eval()
+    scorer = ModelScorer(loaded, decoder, template, config.batch_tokens)
+    results = []
+    for each in examinations:
+        each = each.with_template(template)
+        folder = output / each.style.name if len(styles) > 1 else output
+        results.append(score_exam(each, loaded.identity, scorer, folder, ranks, decoder))
+    if len(styles) > 1 and ranks.rank == 0:
+        evaluate_matrix.write(results, output)
+    for earlier in config.compare if ranks.rank == 0 else ():
         _compare(earlier, output, output)
-    return result
-
-
-def score_exam(
-    exam: Exam, style: styles.Style, config: EvaluateConfig, identity: dict, scorer: Scorer, output: Path
-) -> EvalResult:
-    """Score every subject, or those an earlier unfinished call left, then write and print the result.
-
-    Args:
-        exam: the questions.
-        style: how they become prompts.
-        config: the settings.
-        identity: what is scored, for the record.
-        scorer: gives logits; the only thing here that knows a model.
-        output: folder to write.
-    """
-    prompts = {subject: styles.prompts(style, exam, subject, config.shots) for subject in exam.subjects}
-    hashes = {subject: styles.prompt_sha256(texts) for subject, texts in prompts.items()}
-    asked = styles.run_sha256(style, config.shots, [h for each in hashes.values() for h in each])
-    settings = [config.dtype, config.batch_tokens, runtime.versions()]
-    partial = Partial(output, [identity, exam.data_sha256, asked, settings])
-    targets = [styles.target(style, letter) for letter in LETTERS]
-    with console.progress_bar("scoring", sum(map(len, prompts.values()))) as bar:
-        for subject, texts in prompts.items():
-            if subject in partial.subjects:
-                bar.advance(len(texts))
-                continue
-            bar.describe(f"scoring {subject}")
-            started = time.monotonic()
-            logits = scorer(texts, targets, bar.advance)
-            rows = _predictions(exam, subject, logits, hashes[subject])
-            partial.add(subject, [to_dict(r) for r in rows], time.monotonic() - started)
-    kept = [partial.subjects[subject] for subject in exam.subjects]
-    predictions = [Prediction(**row) for each in kept for row in each["predictions"]]
-    result = _result(exam, config, identity, asked, predictions, sum(each["seconds"] for each in kept))
-    _write(output, exam, config, result, predictions)
-    partial.remove()
-    tables.print_result(result, output)
-    return result
+    return results
 
 
 def _compare(a: Path, b: Path, output: Path) -> None:
@@ -108,20 +86,98 @@ def _compare(a: Path, b: Path, output: Path) -> None:
     tables.print_comparison(comparison, output)
 
 
-def _check(config: EvaluateConfig) -> styles.Style:
+def _check(config: EvaluateConfig) -> tuple[Task, list[Style]]:
+    task = find_task(config.task)
     problems = Problems()
-    problems.check(config.task == "ceval", f"--task {config.task}: unknown; known is ceval")
     problems.check(config.task_data_path, "--task-data-path: give the exam's folder or zip")
+    splits = ", ".join(task.layout.files)
+    problems.check(config.split in (None, *task.layout.files), f"--split {config.split}: {task.name} has {splits}")
     problems.check(config.limit is None or config.limit > 0, f"--limit {config.limit}: must be at least 1")
     problems.check(config.batch_tokens > 0, f"--batch-tokens {config.batch_tokens}: must be positive; 4096 is usual")
+    problems.check(
+        config.subjects is None or _subjects(config),
+        f"--subjects {config.subjects!r}: names none; leave it out for all",
+    )
+    problems.check(config.noise_questions >= 0, f"--noise-questions {config.noise_questions}: must be 0 or more")
+    problems.check(
+        config.max_new_tokens is None or config.max_new_tokens > 0,
+        f"--max-new-tokens {config.max_new_tokens}: must be at least 1",
+    )
     problems.check(
         len(config.compare) <= 1,
         f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
     )
     problems.raise_if_any()
-    style = styles.find_style(config.style)
-    styles.check_shots(style, config.shots, config.split)
-    return style
+    styles = find_styles(task, config.style, chat=not config.no_chat_template)
+    problems.check(
+        not (config.compare and len(styles) > 1), f"--compare: needs one --style, {len(styles)} are asked for"
+    )
+    problems.raise_if_any()
+    _say_without_effect(config, styles)
+    return task, styles
+
+
+def _say_without_effect(config: EvaluateConfig, styles: list[Style]) -> None:
+    """One line for each flag that changes nothing with these styles."""
+    plain = all(s.form == "plain" for s in styles)
+    generating = any(isinstance(s.decision, Reply) for s in styles)
+    for given, flag, why in (
+        (plain and config.prompt_type, "prompt-type", "the style is plain text"),
+        (plain and config.no_chat_template, "no-chat-template", "the style is plain text"),
+        (not generating and config.max_new_tokens, "max-new-tokens", "the style generates nothing"),
+        (not generating and config.allow_unparsed, "allow-unparsed", "the style generates nothing"),
+    ):
+        if given:
+            console.note(f"--{flag}: no effect, {why}")
+
+
+def _subjects(config: EvaluateConfig) -> tuple[str, ...]:
+    return tuple(s.strip() for s in (config.subjects or "").split(",") if s.strip())
+
+
+def _examinations(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[Examination]:
+    exams: dict[int, Exam] = {}
+    found, split = [], config.split or task.split
+    for style in styles:
+        shots = style.shots if config.shots is None else config.shots
+        if config.style == ALL:
+            shots = min(shots, style.max_shots)
+        check_shots(style, shots, split)
+        if shots not in exams:
+            exams[shots] = load_exam(task, config.task_data_path, split, _subjects(config), config.limit, shots)
+        if config.max_new_tokens is not None and isinstance(style.decision, Reply):
+            both = {"decision": style.decision, "zero_shot_decision": style.zero_shot_decision}
+            longer = {k: d and replace(d, max_new_tokens=config.max_new_tokens) for k, d in both.items()}
+            style = replace(style, **longer)
+        settled = replace(config, split=split, style=style.name, shots=shots)
+        chat = not config.no_chat_template
+        found.append(Examination(exam=exams[shots], style=style, shots=shots, config=settled, chat=chat))
+    return found
+
+
+def _template(loaded: Loaded, config: EvaluateConfig, styles: list[Style]) -> Template | None:
+    """The template that styles which converse use; None where none does, or the model has none."""
+    if all(s.form == "plain" for s in styles) or (
+        config.no_chat_template and not any(s.needs_chat_template for s in styles)
+    ):
+        return None
+    named = config.prompt_type or loaded.template_name
+    if named in (None, "auto") and not getattr(loaded.tokenizer, "chat_template", None):
+        return None
+    return choose_template(loaded, config.prompt_type)
+
+
+def _without_template(examinations: list[Examination], config: EvaluateConfig) -> list[Examination]:
+    """What can be asked in plain text. With `--style all` the rest is left out; a style asked for by name is an error."""
+    lacking = [e.style.name for e in examinations if e.style.needs_chat_template]
+    if lacking and config.style != ALL:
+        raise UserError(
+            f"--style {', '.join(lacking)}: talks to the model through its chat template, and {config.load} has none; give "
+            "--prompt-type, or a style of plain text"
+        )
+    if lacking:
+        console.note(f"left out, the model has no chat template: {', '.join(lacking)}")
+    return [replace(e, chat=False) for e in examinations if not e.style.needs_chat_template]
 
 
 def _check_comparison(config: EvaluateConfig) -> None:
@@ -130,33 +186,25 @@ def _check_comparison(config: EvaluateConfig) -> None:
             f"--load is missing and --compare names {len(config.compare)} results: give --load MODEL to score a model, "
             "or --compare BEFORE AFTER to compare two results"
         )
-    unused = [
-        f"--{name.replace('_', '-')}"
-        for name in ("lora_load", "task_data_path", "subjects", "limit")
-        if getattr(config, name) is not None
-    ]
+    names = ("lora_load", "task_data_path", "subjects", "limit", "split", "style", "shots", "prompt_type", "train_data")
+    unused = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
     if unused:
         raise UserError(f"{', '.join(unused)}: nothing is scored without --load; give --load, or leave it out")
 
 
-def _asked(exam: Exam, style: styles.Style, shots: int) -> dict[tuple[str, str], tuple[str | None, str | None]]:
-    """(subject, id) -> right answer and hash of the prompt."""
-    asked = {}
-    for subject, questions in exam.questions.items():
-        hashes = styles.prompt_sha256(styles.prompts(style, exam, subject, shots))
-        asked |= {(subject, q.id): (q.answer, text_hash) for q, text_hash in zip(questions, hashes, strict=True)}
-    return asked
-
-
-def _output(config: EvaluateConfig) -> Path:
+def _output(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
     """`--output`, or for a run folder RUN/evaluation/TASK-STYLE, with what is not the usual setting behind it."""
     if config.output is not None:
         return config.output
     if not (config.load / "metrics.jsonl").is_file():
         raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
-    unusual = [config.split] if config.split != "val" else []
-    unusual += [f"{config.shots}shot"] if config.shots != 5 else []
-    return config.load / "evaluation" / "-".join([config.task, config.style, *unusual])
+    split = config.split or task.split
+    unusual = [split] if split != task.split else []
+    if len(styles) > 1:
+        return config.load / "evaluation" / "-".join([task.name, "matrix", *unusual])
+    style = styles[0]
+    unusual += [f"{config.shots}shot"] if config.shots not in (None, style.shots) else []
+    return config.load / "evaluation" / "-".join([task.name, style.name, *unusual])
 
 
 def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
@@ -171,89 +219,3 @@ def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
             f"--compare {earlier}: this call's result would take its place; give another --output",
         )
     problems.raise_if_any()
-
-
-def _scorer(loaded: Loaded, config: EvaluateConfig) -> Scorer:
-    decoder = Decoder(loaded.model).eval()
-
-    def scorer(prompts: list[str], targets: list[str], scored: Callable[[int], object]) -> list[list[float]]:
-        return score.letter_logits(decoder, loaded.tokenizer, prompts, targets, config.batch_tokens, scored)
-
-    return scorer
-
-
-def _predictions(exam: Exam, subject: str, logits: list[list[float]], hashes: list[str]) -> list[Prediction]:
-    rows = []
-    for question, values, text_hash in zip(exam.questions[subject], logits, hashes, strict=True):
-        scores = dict(zip(LETTERS, values, strict=True))
-        letter, margin = score.decide(scores)
-        rows.append(
-            Prediction(
-                subject=subject,
-                id=question.id,
-                answer=question.answer,
-                prediction=letter,
-                correct=None if question.answer is None else letter == question.answer,
-                scores=scores,
-                margin=margin,
-                prompt_sha256=text_hash,
-            )
-        )
-    return rows
-
-
-def _result(
-    exam: Exam, config: EvaluateConfig, identity: dict, asked: str, predictions: list[Prediction], seconds: float
-) -> EvalResult:
-    right = {s: [bool(p.correct) for p in predictions if p.subject == s] for s in exam.subjects}
-    groups = categories({s: facts.category for s, facts in exam.subjects.items()})
-    if exam.answered:
-        figures = stats.summary(right, groups)
-    else:
-        figures = {"micro": {}, "macro": {}, "categories": {}, "subjects": {s: {"n": len(right[s])} for s in right}}
-    for subject, facts in exam.subjects.items():
-        figures["subjects"][subject] = {
-            "name_zh": facts.name_zh,
-            "category": facts.category,
-            **figures["subjects"][subject],
-        }
-    return EvalResult(
-        task=config.task,
-        style=config.style,
-        shots=config.shots,
-        split=config.split,
-        model=identity,
-        versions=runtime.versions(),
-        data_sha256=exam.data_sha256,
-        prompt_sha256=asked,
-        template_fingerprint=None,
-        dtype=config.dtype,
-        seconds=seconds,
-        questions=len(predictions),
-        near_ties=sum(score.near_tie(p.scores) for p in predictions),
-        exact_ties=sum(p.margin == 0 for p in predictions),
-        methods=stats.METHODS,
-        config=flags.to_dict(config),
-        machine=runtime.machine(),
-        **figures,
-    )
-
-
-def _write(output: Path, exam: Exam, config: EvaluateConfig, result: EvalResult, predictions: list[Prediction]) -> None:
-    """Predictions first: a folder with its last file is complete, so what an earlier call left goes before them.
-
-    Where answers are secret there is no results.json, which promises accuracies, but the submission file of C-Eval's
-    site and record.json with the same facts.
-    """
-    for name in ("results.json", "record.json", "submission.json", "comparison.json"):
-        (output / name).unlink(missing_ok=True)
-    write_records(output / "predictions.jsonl", predictions)
-    if exam.answered:
-        write_record(output / "results.json", result)
-    else:
-        write_record(output / "record.json", result)
-    if exam.split == "test":
-        letters = {s: {str(p.id): p.prediction for p in predictions if p.subject == s} for s in exam.subjects}
-        write_json(output / "submission.json", letters)
-        if config.subjects or config.limit:
-            console.warn(f"{output / 'submission.json'}: not every question of the exam is in it (--subjects, --limit)")

@@ -309,6 +309,8 @@ class SaveConfig:
     """Steps between two checkpoints; one more at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    no_save_optim: bool = False
+    """Save the model alone, at every interval: much smaller, but the run can't be continued."""
     finetune: bool = False
     """Start at step 0 from `--load` even where `--save` holds a checkpoint (it is moved aside)."""
     ckpt_format: Literal["hf", "torch"] = "hf"
@@ -328,7 +330,25 @@ class LogConfig:
     eval_iters: int = 8
     """Global batches of one validation; 0: none."""
     tensorboard_dir: Path | None = None
-    """Folder for TensorBoard events (needs tensorboard). Default: none."""
+    """Folder for TensorBoard events, under Megatron's tags (needs tensorboard). Default: none."""
+    tensorboard_log_interval: int = 1
+    """TensorBoard: steps between two events."""
+    tensorboard_queue_size: int = 1000
+    """TensorBoard: events kept in memory before they are written."""
+    log_timers_to_tensorboard: bool = False
+    """TensorBoard: seconds of a step, and with `--log-throughput` the TFLOP/s."""
+    log_batch_size_to_tensorboard: bool = False
+    """TensorBoard: samples of a step."""
+    log_validation_ppl_to_tensorboard: bool = False
+    """TensorBoard: perplexity of each validation."""
+    log_memory_to_tensorboard: bool = False
+    """TensorBoard: highest memory so far, bytes."""
+    log_world_size_to_tensorboard: bool = False
+    """TensorBoard: processes."""
+    no_log_learning_rate_to_tensorboard: bool = False
+    """TensorBoard: leave the learning rate out."""
+    no_log_loss_scale_to_tensorboard: bool = False
+    """TensorBoard: leave the loss scale out."""
     seed: int = 1234
     """Seed of shuffling, adapter initialisation and dropout."""
 
@@ -426,19 +446,31 @@ class EvaluateConfig:
     lora_load: Path | None = None
     """Adapter to put on top."""
     task: str = "ceval"
-    """Exam."""
+    """Exam: ceval, cmmlu, mmlu, gsm8k, boolq, hellaswag, agieval, or lm_eval:NAME for one of lm-evaluation-harness."""
     task_data_path: Path | None = None
-    """Folder or zip of the exam, in its official layout."""
-    split: Literal["val", "test", "dev"] = "val"
-    """Questions to score. `test` also writes the official submission file."""
-    style: str = "official"
-    """Prompt style."""
-    shots: int = 5
-    """Worked examples before each question."""
+    """Folder or zip of the exam, in its published layout. For lm_eval:NAME: optional folder of task files of your own."""
+    split: Literal["val", "test", "dev", "train"] | None = None
+    """Questions to score. Default: the exam's usual ones, for ceval val. Its `test` also writes the submission file."""
+    style: str | None = None
+    """Prompt style, several by commas, or `all` that read scores. Default: the exam's usual one, for ceval official."""
+    shots: int | None = None
+    """Worked examples before each question. Default: the style's, for official 5."""
     subjects: str | None = None
     """Comma-separated subjects. Default: all."""
     limit: int | None = None
     """At most this many questions a subject. Default: all."""
+    prompt_type: PromptType | None = None
+    """Styles that converse: template. Default: the one the model was tuned with, else the tokenizer's own."""
+    no_chat_template: bool = False
+    """Styles that converse where they can: plain text, as for a base model."""
+    max_new_tokens: int | None = None
+    """Styles that generate: tokens of a reply at most. Default: the style's."""
+    allow_unparsed: bool = False
+    """Styles that generate: accept a result with more than 1% of replies that hold no readable answer."""
+    noise_questions: int = 16
+    """Questions scored a second time in fp32, to measure what the number type changes; 0: none."""
+    train_data: Path | None = None
+    """What the model was tuned on (records, or the prefix of token files): questions that occur in it are counted."""
     output: Path | None = None
     """Folder for results.json and predictions.jsonl. Default for a run folder: RUN/evaluation/TASK-STYLE."""
     compare: tuple[Path, ...] = ()
@@ -447,8 +479,6 @@ class EvaluateConfig:
     """Type of the weights."""
     batch_tokens: int = 4096
     """Tokens of one forward pass at most."""
-    shard: ShardConfig = field(default_factory=ShardConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

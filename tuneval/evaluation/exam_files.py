@@ -1,43 +1,53 @@
-"""The files of an exam in C-Eval's layout, read in place from a folder or a zip."""
+"""The files of an exam in its published layout, read in place from a folder or a zip."""
 
 from __future__ import annotations
 
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from tuneval.errors import UserError
 
-SPLITS = ("dev", "val", "test")
 MAPPING = "subject_mapping.json"
+"""Beside an exam's files: its own subjects, or other names for the known ones."""
 
 
 class ExamFiles:
     """The files of an exam by their names below its root, whether it is a folder or a zip.
 
-    A zip may hold everything below one more folder; archive leftovers such as `__MACOSX` are passed over.
+    A zip may hold everything below further folders; archive leftovers such as `__MACOSX` are passed over.
+
+    Args:
+        path: folder or zip.
+        patterns: regular expressions of the names the exam's layout knows, without groups.
+
+    Raises:
+        UserError: no such path, no zip, or several exams in one zip.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, patterns: Sequence[str]) -> None:
         self.path = Path(path)
         self._zip: zipfile.ZipFile | None = None
+        known = [*patterns, re.escape(MAPPING)]
         if self.path.is_dir():
-            found = [p for s in SPLITS for p in sorted((self.path / s).glob("*.csv"))]
-            found += [p for p in [self.path / MAPPING] if p.is_file()]
-            self._members = {p.relative_to(self.path).as_posix(): str(p) for p in found}
+            found = [p for depth in ("*", "*/*") for p in sorted(self.path.glob(depth)) if p.is_file()]
+            names = {p.relative_to(self.path).as_posix(): str(p) for p in found}
+            self._members = {n: p for n, p in names.items() if any(re.fullmatch(k, n) for k in known)}
         elif self.path.is_file():
-            self._members = self._open_zip()
+            self._members = self._open_zip(patterns)
         else:
             raise UserError(f"--task-data-path {self.path}: no such folder or zip")
 
-    def _open_zip(self) -> dict[str, str]:
+    def _open_zip(self, patterns: Sequence[str]) -> dict[str, str]:
         try:
             self._zip = zipfile.ZipFile(self.path)
         except zipfile.BadZipFile:
             raise UserError(f"--task-data-path {self.path}: not a zip file; give the exam's folder or zip") from None
         names = [n for n in self._zip.namelist() if not n.startswith("__MACOSX/") and not n.endswith("/")]
-        roots = {m[1] for n in names if (m := re.match(rf"(.*?)(?:{'|'.join(SPLITS)})/[^/]+\.csv$", n))}
+        layout = re.compile(rf"((?:.*/)?)(?:{'|'.join(patterns)})")
+        roots = {m[1] for n in names if (m := layout.fullmatch(n))}
         if len(roots) > 1:
             self._zip.close()
             raise UserError(

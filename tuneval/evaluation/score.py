@@ -1,17 +1,21 @@
-"""Prompts of one subject -> a logit for each answer letter. What the prompts share is computed once per forward pass.
+"""Token ids of prompts -> scores. What prompts share is computed once per forward pass.
 
-T tokens of one packed row `[shared prefix | rest of prompt 1 | rest of prompt 2 | ...]`, H hidden size.
+T tokens of one packed row `[shared prefix | rest of prompt 1 | rest of prompt 2 | ...]`, H hidden size, V words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import frexp, isfinite
+from math import isfinite
 from typing import Protocol
 
 import torch
 
-from tuneval.errors import Problems, UserError
+from tuneval.errors import UserError
+
+Progress = Callable[[int], object]
+_VOCABULARY_BLOCK = 16384
+"""Rows of the head that are in fp32 at a time."""
 
 
 class PackedModel(Protocol):
@@ -25,68 +29,83 @@ class PackedModel(Protocol):
     ) -> torch.Tensor: ...
 
 
+@torch.inference_mode()
 def letter_logits(
     model: PackedModel,
-    tokenizer: Callable[[str], dict],
-    prompts: Sequence[str],
-    targets: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    letters: Sequence[int],
     batch_tokens: int,
-    scored: Callable[[int], object] = lambda n: None,
+    names: Sequence[str],
+    scored: Progress = lambda n: None,
 ) -> list[list[float]]:
     """Next-token logits of the answer letters after each prompt.
 
     Args:
         model: the model to score, in eval mode.
-        tokenizer: its tokenizer, called as in `tokenizer(text)`, special tokens included.
-        prompts: the prompts of one subject, whose shared beginning is computed once per forward pass.
-        targets: the text of each letter as it would follow a prompt; one token each.
+        encoded: the prompts' token ids; their shared beginning is computed once per forward pass.
+        letters: token id of each letter.
         batch_tokens: tokens of one forward pass at most; a longer single prompt still gets its own pass.
+        names: what errors call each prompt.
         scored: called with the number of prompts each pass has scored.
 
     Returns:
-        For each prompt, the logits of `targets`: products of the last hidden state and the head's rows, in fp32 (bf16
+        For each prompt, the logits of `letters`: products of the last hidden state and the head's rows, in fp32 (bf16
         logits have 8 significant bits and often tie).
 
     Raises:
-        UserError: letters that aren't single, distinct tokens; a prompt longer than the model's positions; logits that
-            are not finite.
+        UserError: a prompt longer than the model's positions; logits that are not finite.
     """
-    letters = letter_ids(tokenizer, prompts[0], targets)
-    encoded = [list(tokenizer(text)["input_ids"]) for text in prompts]
-    _check_lengths(encoded, model.config)
-    head = model.head_weight[letters].float()  # [letters, H]
+    _check_lengths(encoded, model.config, names)
+    head = model.head_weight[list(letters)].float()  # [letters, H]
     prefix = shared_prefix(encoded)
     logits: list[list[float]] = []
-    with torch.inference_mode():
-        for chunk in chunks([len(ids) - prefix for ids in encoded], batch_tokens - prefix):
-            last = _last_hidden(model, [encoded[i] for i in chunk], prefix)  # [prompts of the chunk, H]
-            found = (last.float() @ head.T).tolist()
-            _check_finite(found, chunk.start)
-            logits += found
-            scored(len(chunk))
+    for chunk in chunks([len(ids) - prefix for ids in encoded], batch_tokens - prefix):
+        hidden, bounds = _hidden(model, [encoded[i] for i in chunk], prefix)
+        ends = torch.tensor(bounds[1:], device=hidden.device) - 1
+        found = (hidden[ends].float() @ head.T).tolist()  # [prompts of the chunk, letters]
+        _check_finite(found, names[chunk.start : chunk.stop])
+        logits += found
+        scored(len(chunk))
     return logits
 
 
-def letter_ids(tokenizer: Callable[[str], dict], prompt: str, targets: Sequence[str]) -> list[int]:
-    """The token of each target as it follows `prompt`, by tokenizing both together.
+@torch.inference_mode()
+def option_log_probabilities(
+    model: PackedModel,
+    encoded: Sequence[Sequence[Sequence[int]]],
+    starts: Sequence[int],
+    batch_tokens: int,
+    names: Sequence[str],
+    scored: Progress = lambda n: None,
+) -> list[list[float]]:
+    """Log probability of each option after its prompt.
+
+    Options that differ in their last token alone are scored from one position. The beginning that all prompts share is
+    computed once per forward pass; where that is fewer tokens, each question gets its own pass, which shares its prompt.
+
+    Args:
+        model: the model to score, in eval mode.
+        encoded: question -> option -> token ids of the prompt and the option together.
+        starts: question -> where its options begin, at least 1.
+        batch_tokens, names, scored: as for `letter_logits`, by question.
+
+    Returns:
+        Question -> option -> sum of the log probabilities of its tokens, nats, from fp32 products with the head.
 
     Raises:
-        UserError: a target is no single token there, changes the prompt's own tokens, or shares its token with another.
+        UserError: as `letter_logits`.
     """
-    problems, before, found = Problems(), list(tokenizer(prompt)["input_ids"]), []
-    for target in targets:
-        after = list(tokenizer(prompt + target)["input_ids"])
-        if len(after) == len(before) + 1 and after[:-1] == before:
-            found.append(after[-1])
-        else:
-            problems.add(
-                f"answer {target!r} after {prompt[-6:]!r}: not one token of its own with this tokenizer (tokens "
-                f"{before[-2:]} become {after[len(before) - 2 :]}); choose another --style, and check that the "
-                "tokenizer adds no end-of-sequence token (add_eos_token in tokenizer_config.json)"
-            )
-    problems.raise_if_any()
-    if len(set(found)) < len(found):
-        raise UserError(f"answers {', '.join(targets)}: tokens {found} are not distinct; is it the model's tokenizer?")
+    _check_lengths([max(options, key=len) for options in encoded], model.config, names)
+    inputs = [list(dict.fromkeys(tuple(ids[:-1]) for ids in options)) for options in encoded]
+    prefix = shared_prefix([ids for rows in inputs for ids in rows]) if len(inputs) > 1 else 0
+    prefix = min(prefix, *starts)
+    own = [sum(len(ids) - prefix for ids in rows) for rows in inputs]
+    found: list[list[float]] = []
+    for chunk in chunks(own, batch_tokens - prefix):
+        for group in _cheaper(chunk, inputs, starts, prefix, own):
+            found += _log_probabilities(model, group, inputs, encoded, starts, prefix)
+            _check_finite(found[-len(group) :], names[group.start : group.stop])
+            scored(len(group))
     return found
 
 
@@ -112,50 +131,60 @@ def chunks(lengths: Sequence[int], capacity: int) -> Iterator[range]:
     yield range(start, len(lengths))
 
 
-def decide(scores: dict[str, float]) -> tuple[str, float]:
-    """The letter with the highest score, the first of equals, and its lead over the second."""
-    best = max(scores, key=scores.__getitem__)
-    return best, scores[best] - max(value for letter, value in scores.items() if letter != best)
+def _cheaper(
+    chunk: range, inputs: list[list[tuple[int, ...]]], starts: Sequence[int], prefix: int, own: Sequence[int]
+) -> list[range]:
+    """One pass for the whole chunk, or one for each question, whichever computes fewer tokens."""
+    together = prefix + sum(own[i] for i in chunk)
+    apart = sum(starts[i] - 1 + sum(len(ids) - starts[i] + 1 for ids in inputs[i]) for i in chunk)
+    return [chunk] if together <= apart else [range(i, i + 1) for i in chunk]
 
 
-def near_tie(scores: dict[str, float]) -> bool:
-    """Whether the best two letters are closer than one step of bf16 at the size of the best logit.
-
-    Such a choice can turn with the order of additions; two engines are compared by margins there, not by letters.
-    """
-    best, margin = decide(scores)
-    return margin < bf16_step(scores[best])
-
-
-def bf16_step(value: float) -> float:
-    """Distance between neighbouring bf16 numbers (8 significant bits) at the size of `value`."""
-    return 2.0 ** (frexp(value)[1] - 8)
-
-
-def _check_lengths(encoded: Sequence[Sequence[int]], config: object) -> None:
-    limit = getattr(config, "max_position_embeddings", None)
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
-    if limit is not None and len(encoded[longest]) > limit:
-        raise UserError(
-            f"question {longest + 1} of the subject: its prompt has {len(encoded[longest])} tokens, the model's limit "
-            f"is {limit}; give fewer --shots"
-        )
-
-
-def _check_finite(logits: Sequence[Sequence[float]], first: int) -> None:
-    """No letter is the best of NaN; a score made of such would look like any other."""
-    for number, values in enumerate(logits, first + 1):
-        if not all(map(isfinite, values)):
-            raise UserError(
-                f"question {number} of the subject: the letters' logits are {values}, which is no answer; give --dtype "
-                "fp32 (fp16 overflows early), and check that the checkpoint holds no NaN"
-            )
+def _log_probabilities(
+    model: PackedModel,
+    group: range,
+    inputs: list[list[tuple[int, ...]]],
+    encoded: Sequence[Sequence[Sequence[int]]],
+    starts: Sequence[int],
+    prefix: int,
+) -> list[list[float]]:
+    rows = [ids for i in group for ids in inputs[i]]
+    if len(group) == 1:
+        prefix = max(prefix, starts[group.start] - 1) if len(rows) > 1 else 0
+    hidden, bounds = _hidden(model, rows, prefix)
+    row_of, number = {}, 0
+    places, targets = [], []  # position in the packed row that predicts a token, and that token
+    for i in group:
+        row_of = {ids: number + k for k, ids in enumerate(inputs[i])}
+        number += len(inputs[i])
+        for ids in encoded[i]:
+            start = bounds[row_of[tuple(ids[:-1])]]
+            for at in range(starts[i] - 1, len(ids) - 1):
+                places.append(at if at < prefix else start + at - prefix)
+                targets.append(ids[at + 1])
+    values = iter(_token_log_probabilities(hidden, places, targets, model.head_weight))
+    return [[sum(next(values) for _ in ids[starts[i] :]) for ids in encoded[i]] for i in group]
 
 
-def _last_hidden(model: PackedModel, encoded: Sequence[Sequence[int]], prefix: int) -> torch.Tensor:
-    """Hidden state of each prompt's last token: [prompts, H]."""
+def _token_log_probabilities(
+    hidden: torch.Tensor, places: Sequence[int], targets: Sequence[int], head: torch.Tensor
+) -> list[float]:
+    """log P(target) at each place, the head's rows in fp32 block by block: [T, H], [V, H] -> [places]."""
+    once = list(dict.fromkeys(places))  # options of one question share places
+    states = hidden[once].float()
+    total = torch.full((len(once),), float("-inf"), device=hidden.device)
+    for block in head.split(_VOCABULARY_BLOCK):
+        total = torch.logaddexp(total, (states @ block.float().T).logsumexp(1))
+    index = {place: k for k, place in enumerate(once)}
+    rows = torch.tensor([index[place] for place in places], device=hidden.device)
+    wanted = head[torch.tensor(targets, device=hidden.device)].float()
+    return ((states[rows] * wanted).sum(1) - total[rows]).tolist()
+
+
+def _hidden(model: PackedModel, encoded: Sequence[Sequence[int]], prefix: int) -> tuple[torch.Tensor, list[int]]:
+    """Hidden states of the packed row [T, H], and the bounds of the prompts' own parts in it: the first begins there."""
     device = model.head_weight.device
-    row, positions, bounds = list(encoded[0][:prefix]), list(range(prefix)), [0, prefix] if prefix else [0]
+    row, positions, bounds = list(encoded[0][:prefix]), list(range(prefix)), [prefix]
     for ids in encoded:
         row += ids[prefix:]
         positions += range(prefix, len(ids))
@@ -163,8 +192,27 @@ def _last_hidden(model: PackedModel, encoded: Sequence[Sequence[int]], prefix: i
     hidden = model(
         torch.tensor([row], device=device),  # [1, T]
         torch.tensor([positions], device=device),
-        segments=tuple(bounds),
+        segments=tuple(([0] if prefix else []) + bounds),
         prefix_length=prefix,
     )
-    ends = torch.tensor(bounds[-len(encoded) :], device=device) - 1
-    return hidden[0, ends]
+    return hidden[0], bounds
+
+
+def _check_lengths(encoded: Sequence[Sequence[int]], config: object, names: Sequence[str]) -> None:
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
+    if limit is not None and len(encoded[longest]) > limit:
+        raise UserError(
+            f"{names[longest]}: its prompt has {len(encoded[longest])} tokens, the model's limit is {limit}; give fewer "
+            "--shots"
+        )
+
+
+def _check_finite(found: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """No letter is the best of NaN; a score made of such would look like any other."""
+    for name, values in zip(names, found, strict=True):
+        if not all(map(isfinite, values)):
+            raise UserError(
+                f"{name}: the answers' scores are {values}, which is no answer; give --dtype fp32 (fp16 overflows early), "
+                "and check that the checkpoint holds no NaN"
+            )

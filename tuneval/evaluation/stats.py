@@ -224,6 +224,11 @@ def summary(results: Mapping[str, Sequence[bool]], categories: Mapping[str, Iter
     }
 
 
+def at_chance(micro: Mapping[str, float], chance: float) -> bool | None:
+    """Whether guessing would explain an accuracy: its interval does not lie above `chance`. None without accuracy."""
+    return micro["low"] <= chance if micro and chance else None
+
+
 def compare(
     a: Mapping[str, Sequence[bool]], b: Mapping[str, Sequence[bool]], categories: Mapping[str, Iterable[str]]
 ) -> tuple[Paired, dict[str, dict]]:

@@ -1,0 +1,64 @@
+"""An exam in pieces: what is kept when a run is killed, and what ranks divide among themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneval.evaluation.exam import Exam
+
+UNIT_QUESTIONS = 256
+"""A subject of more questions is divided: a killed run loses at most one piece."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Questions [start, stop) of a subject."""
+
+    subject: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Processes that each score a part of an exam."""
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Any], list[Any]] = lambda own: [own]
+    """A value of this rank -> the values of all ranks, on every rank, in their order."""
+
+
+ALONE = Ranks()
+
+
+def units(exam: Exam) -> list[Unit]:
+    """The pieces of an exam, in its order."""
+    return [
+        Unit(subject, start, min(start + UNIT_QUESTIONS, len(questions)))
+        for subject, questions in exam.questions.items()
+        for start in range(0, len(questions), UNIT_QUESTIONS)
+    ]
+
+
+def share(costs: Sequence[float], rank: int, world: int) -> list[int]:
+    """Which pieces a rank scores: the dearest first, each to the rank with the least so far.
+
+    Args:
+        costs: of each piece, in any unit.
+        rank: 0 to world - 1.
+        world: ranks.
+
+    Returns:
+        Indices in ascending order; over all ranks every piece exactly once.
+
+    Source: Graham (1969), SIAM Journal on Applied Mathematics 17: longest processing time first.
+    """
+    loads, taken = [0.0] * world, []
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        least = min(range(world), key=loads.__getitem__)
+        loads[least] += costs[i]
+        taken += [i] if least == rank else []
+    return sorted(taken)
