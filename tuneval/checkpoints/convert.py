@@ -59,6 +59,7 @@ def to_mcore(
     record: dict | None = None,
     lora: LoraForm | None = None,
     iteration: int = 1,
+    consumed_samples: int = 0,
 ) -> None:
     """Write a source as Megatron shards with config and tokenizer, one tensor at a time.
 
@@ -70,6 +71,7 @@ def to_mcore(
         record: goes to convert.json.
         lora: an adapter to write beside the weights; `source` is the model under it.
         iteration: number of the checkpoint.
+        consumed_samples: that training saw until then.
 
     Raises:
         UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
@@ -82,7 +84,8 @@ def to_mcore(
     stored = dtype or source.dtype(source.names()[0])
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
     total = layout.tp * sum(map(len, stages))
-    sink = MegatronSink(save, source.config, layout, stored, lora.args if lora else None, iteration)
+    more_args = {**(lora.args if lora else {}), "consumed_train_samples": consumed_samples}
+    sink = MegatronSink(save, source.config, layout, stored, more_args, iteration)
     with sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
             bar.describe(f"stage {stage}, rank {rank}")

@@ -73,7 +73,7 @@ class MegatronSource:
 
     def __init__(self, folder: str | Path | MegatronFiles, config_folder: str | Path | None = None) -> None:
         files = folder if isinstance(folder, MegatronFiles) else MegatronFiles(folder)
-        self.iteration_folder, self.tp = files.iteration_folder, files.tp
+        self.iteration_folder, self.iteration, self.tp = files.iteration_folder, files.iteration, files.tp
         self.folder = Path(config_folder) if config_folder else _config_folder(files.folder, files.iteration_folder)
         self.config = read_config(self.folder)
         check_args(files.args, self.config, self.tp, str(files.first))

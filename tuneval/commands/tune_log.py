@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tuneval import console
 from tuneval.commands.tune_plan import Plan
+from tuneval.commands.tune_tensorboard import Board
+from tuneval.config.flags import to_dict
 from tuneval.files import read_jsonl, write_jsonl
 from tuneval.report import records
 from tuneval.training import log_line
@@ -30,7 +31,7 @@ class RunLog:
         self.run, self.plan, self.done = Path(plan.config.save.save), plan, done
         self._pending: list[Step] = []
         self._stack = ExitStack()
-        self._tensorboard: Any = None
+        self._board = Board(plan.config, plan.source.config)
 
     def __enter__(self) -> RunLog:
         self.run.mkdir(parents=True, exist_ok=True)
@@ -40,12 +41,10 @@ class RunLog:
         self._file = self._stack.enter_context(open(self.run / "log.txt", mode, encoding="utf-8"))
         self._bar = self._stack.enter_context(console.progress_bar("tune", self.plan.train_iters, float("inf")))
         self._bar.advance(self.done or 0)
-        folder = self.plan.config.log.tensorboard_dir
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder), purge_step=(self.done or 0) + 1)
-            self._stack.callback(self._tensorboard.close)
+        self._stack.enter_context(self._board)
+        if self.plan.config.log.log_format == "megatron":
+            for line in (*log_line.argument_lines(to_dict(self.plan.config)), *self._loaded_lines()):
+                self.say(line)
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -64,17 +63,7 @@ class RunLog:
         self._pending.append(step)
         self._bar.advance()
         self._bar.describe(f"loss {step.loss:.4f}  lr {step.lr:.2e}  {step.tokens_per_second:.0f} tokens/s")
-        self._scalars(
-            step.step,
-            {
-                "lm loss": step.loss,
-                "learning-rate": step.lr,
-                "grad-norm": step.grad_norm,
-                "loss-scale": step.loss_scale,
-                "iteration-time": step.seconds,
-                "tokens per second": step.tokens_per_second,
-            },
-        )
+        self._board.step(step)
         if step.step % self.plan.config.log.log_interval == 0 or step.step == self.plan.train_iters:
             self._iteration_line()
 
@@ -83,7 +72,7 @@ class RunLog:
         perplexity = log_line.perplexity(loss)
         record = records.Validation(step=step, loss=loss, perplexity=perplexity)
         records.append_record(self.run / "validation.jsonl", record)
-        self._scalars(step, {"lm loss validation": loss, "lm loss validation ppl": perplexity})
+        self._board.validation(step, loss)
         self.say_validation(loss, where)
 
     def say_validation(self, loss: float, where: str) -> None:
@@ -101,11 +90,12 @@ class RunLog:
         extended = self.plan.config.log.log_format == "extended"
         self.say(line + (log_line.tokens_per_second_field(steps) if extended else ""))
 
-    def _scalars(self, step: int, values: dict[str, float | None]) -> None:
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._tensorboard.add_scalar(name, value, step)
+    def _loaded_lines(self) -> list[str]:
+        """Megatron's lines about its checkpoint in `--load`; a continued run says its own."""
+        iteration = getattr(self.plan.source, "iteration", None)
+        if self.done is not None or iteration is None:
+            return []
+        return log_line.loaded_lines(self.plan.config.model.load, iteration)
 
 
 def _drop_rows_after(path: Path, step: int | None) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from tuneval import runtime
+from tuneval import console, runtime
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSink, copy_companions
-from tuneval.checkpoints.layout import plan_layout
-from tuneval.checkpoints.load import open_source
+from tuneval.checkpoints.layout import Layout, plan_layout
+from tuneval.checkpoints.load import AdapterSource, open_source
+from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.commands.tune_plan import Plan
+from tuneval.errors import UserError
 from tuneval.files import atomic_folder, read_json, write_json
 from tuneval.model.lora import LoraSettings, save_adapter
 
@@ -30,13 +32,14 @@ def is_written(plan: Plan) -> bool:
     return output_folder(plan).is_dir() and (plan.config.save.ckpt_format != "torch" or megatron.is_dir())
 
 
-def write_output(plan: Plan, model: torch.nn.Module, lora_settings: LoraSettings | None) -> Path:
+def write_output(plan: Plan, model: torch.nn.Module, lora_settings: LoraSettings | None, step: int) -> Path:
     """Write the tuned model or the adapter.
 
     Args:
         plan: of the run.
         model: transformers model, adapters inside where LoRA is on.
         lora_settings: None for full tuning.
+        step: steps done, the iteration of the Megatron files.
 
     Returns:
         The folder.
@@ -46,7 +49,7 @@ def write_output(plan: Plan, model: torch.nn.Module, lora_settings: LoraSettings
     else:
         _write_model(plan, model)
     if plan.config.save.ckpt_format == "torch":
-        _write_megatron(plan)
+        _write_megatron(plan, step)
     return output_folder(plan)
 
 
@@ -101,7 +104,28 @@ def _write_companions(plan: Plan, folder: Path) -> None:
     )
 
 
-def _write_megatron(plan: Plan) -> None:
-    """RUN/mcore at TP 1, PP 1, from what was just written: any layout loads it."""
-    source = open_source(output_folder(plan))
-    to_mcore(source, Path(plan.config.save.save) / "mcore", plan_layout(source.config, 1, 1, None))
+def _write_megatron(plan: Plan, step: int) -> None:
+    """RUN/mcore at the run's own TP x PP, from what was just written.
+
+    With `--lora-shared-a` (or `--lora-ckpt-filter`) an adapter stays one, in MindSpeed-LLM's form; else it is merged.
+    """
+    source, config = open_source(output_folder(plan)), plan.config
+    form = None
+    if isinstance(source, AdapterSource) and (config.lora.lora_shared_a or config.lora.lora_ckpt_filter):
+        form = LoraForm(source.factors, source.config, config.lora.lora_ckpt_filter)
+        source = source.base
+    samples = step * config.batch.global_batch_size
+    to_mcore(
+        source, Path(config.save.save) / "mcore", _layout(plan), lora=form, iteration=step, consumed_samples=samples
+    )
+
+
+def _layout(plan: Plan) -> Layout:
+    """The run's, where Megatron's files can be cut so; they need every size divisible, training does not."""
+    parallel = plan.config.parallel
+    tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    try:
+        return plan_layout(plan.source.config, tp, pp, parallel.num_layer_list)
+    except UserError as error:
+        console.note(f"{plan.config.save.save}/mcore is written at TP 1 x PP 1, which any layout loads ({error})")
+        return plan_layout(plan.source.config, 1, 1, None)

@@ -215,8 +215,8 @@ def _check_disk(config: TuneConfig, source: Source) -> None:
         return
     dtype = config.precision.dtype
     parameters = size_of(source) // max(source.dtype(n).itemsize for n in source.names())
-    copies = config.save.keep_checkpoints + 1
-    results = 2 if config.save.ckpt_format == "torch" else 1
+    copies = 0 if config.save.no_save_optim else config.save.keep_checkpoints + 1
+    results = (2 if config.save.ckpt_format == "torch" else 1) * (2 if config.save.no_save_optim else 1)
     needed = parameters * (STATE_BYTES[dtype] * copies + runtime.DTYPES[dtype].itemsize * results)
     what = f"a run that keeps {config.save.keep_checkpoints} checkpoints (--keep-checkpoints) and writes its model"
     check_free_space(config.save.save, needed, what)

@@ -13,7 +13,7 @@ from tuneval import console, runtime
 from tuneval.checkpoints import resume
 from tuneval.checkpoints.load import load_model
 from tuneval.commands.tune_log import RunLog
-from tuneval.commands.tune_output import write_output
+from tuneval.commands.tune_output import output_folder, write_output
 from tuneval.commands.tune_plan import Plan
 from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
 from tuneval.errors import UserError
@@ -36,15 +36,18 @@ class TuneRun:
         self.progress = Progress()
         _tell_slow_type(config.precision.dtype)
         console.note(f"loading {config.model.load} as {config.precision.dtype}")
-        self.loaded = load_model(config.model.load, config.precision.dtype)
+        tokenizer = config.model.tokenizer_name_or_path
+        self.loaded = load_model(config.model.load, config.precision.dtype, tokenizer_folder=tokenizer)
         self.lora_settings: LoraSettings | None = None
         if config.lora.enabled:
             lora = config.lora
-            self.lora_settings = LoraSettings(lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules)
+            self.lora_settings = LoraSettings(
+                lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules, lora.lora_shared_a
+            )
             add_lora(self.loaded.model, self.lora_settings, config.log.seed)
         self.decoder = Decoder(self.loaded.model, config.precision.recompute_granularity)
-        self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)
         self.runner = OneProcess(self.decoder)
+        self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)
         self.scaler = LossScaler(config.precision)
         self._validation = self._split_batch(1)
         self._saved: int | None = None
@@ -72,8 +75,9 @@ class TuneRun:
                         return self._leave(log, stop[0])
             except NotFinite as error:
                 self._save(log)
-                where = resume.checkpoints_folder(self.folder) / f"step_{self.progress.step:07d}"
-                raise UserError(f"{error} The state after step {self.progress.step} is saved in {where}") from None
+                raise UserError(
+                    f"{error} The state after step {self.progress.step} is saved in {self._where()}"
+                ) from None
             self._finish(log)
         return 0
 
@@ -113,8 +117,12 @@ class TuneRun:
         step = self.progress.step
         if self._saved == step:
             return
+        if self.plan.config.save.no_save_optim:
+            if step < self.plan.train_iters:  # the end writes it anyway
+                self._write(log)
+            return
         folder = resume.checkpoints_folder(self.folder)
-        log.say(f"saving checkpoint at iteration {step:7d} to {folder}")
+        log.say(f"saving checkpoint at iteration {step:7d} to {folder} in torch_dist format")
         facts = {
             "progress": self.progress.to_dict(),
             "scaler": self.scaler.state(),
@@ -125,6 +133,14 @@ class TuneRun:
         log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
         self._saved = step
 
+    def _write(self, log: RunLog) -> Path:
+        """Write the model or the adapter as it is now."""
+        step, folder = self.progress.step, output_folder(self.plan)
+        log.say(f"saving checkpoint at iteration {step:7d} to {folder} in {self.plan.config.save.ckpt_format} format")
+        write_output(self.plan, self.loaded.model, self.lora_settings, step)
+        log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
+        return folder
+
     def _restore(self, done: int) -> None:
         facts = resume.load_state(self.folder, done, self.optimizer.state())
         self.progress = Progress.from_dict(facts["progress"])
@@ -132,10 +148,20 @@ class TuneRun:
         self.optimizer.step_count = facts["adam_step"]
         self._saved = done
 
+    def _where(self) -> Path:
+        """Where the last save went."""
+        if self.plan.config.save.no_save_optim:
+            return output_folder(self.plan)
+        return resume.checkpoints_folder(self.folder) / f"step_{self.progress.step:07d}"
+
     def _leave(self, log: RunLog, number: int) -> int:
         log.say(
-            f"{signal.Signals(number).name}: left after step {self.progress.step} of {self.plan.train_iters}, its "
-            "state is saved. The same command continues"
+            f"{signal.Signals(number).name}: left after step {self.progress.step} of {self.plan.train_iters}, "
+            + (
+                f"its model is {output_folder(self.plan)} (--no-save-optim: the run can't be continued)"
+                if self.plan.config.save.no_save_optim
+                else "its state is saved. The same command continues"
+            )
         )
         return 128 + number
 
@@ -144,7 +170,7 @@ class TuneRun:
         if test is not None:
             where = f"iteration {self.progress.step} on test set"
             log.say_validation(evaluate(self.runner, [test]), where)
-        result = write_output(self.plan, self.loaded.model, self.lora_settings)
+        result = self._write(log)
         notes = [f"{self.progress.step} steps, {self.progress.samples} samples"]
         if self.progress.untrainable:
             notes.append(f"{self.progress.untrainable} of them without a trainable token")

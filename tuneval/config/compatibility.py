@@ -114,6 +114,8 @@ UNSUPPORTED: dict[str, str] = {
     "obf-seed-content": "data is not obfuscated here",
     "full-shuffle-instruction-dataset": "each epoch is shuffled by itself, from one generator; leave it out",
     "calculate-reward": "belongs to reinforcement learning",
+    "log-num-zeros-in-grad": "the gradient norm is logged; leave it out",
+    "log-params-norm": "the gradient norm is logged; leave it out",
 }
 """Flags that ask for what is not done here: flag -> what to do instead. An error, never silence."""
 
@@ -151,7 +153,7 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "chosen by the device": "distributed-backend= disable-gloo-group",
         "the tokenizer only decodes here": "tokenizer-not-use-fast",
         "--load gives weights alone; a run goes on from its own --save": "no-load-optim no-load-rng",
-        "checkpoints always hold it, so that a run can go on": "no-save-optim no-save-rng",
+        "goes with the optimizer's state, a few kilobytes": "no-save-rng",
         "a missing checkpoint is always an error": "exit-on-missing-checkpoint",
         "any checkpoint and any layout loads as it is": "enable-hf2mg-convert enable-mg2hf-convert use-checkpoint-args",
         "the tokens of a step share one mean unless --loss-reduction says otherwise": "calculate-per-token-loss",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tuneval.config.flags import normalise
 from tuneval.errors import Problems, UserError
+from tuneval.files import read_json
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _posttrain_gpt(words: Words) -> None:
     _data(words)
     _save(words)
     _variable_seq_lengths(words)
+    _tensorboard(words)
     _limits(words)
 
 
@@ -216,6 +218,7 @@ def _lora(words: Words) -> None:
         return
     words.default("lora-r", "16")
     words.default("lora-alpha", "32")
+    words.default("lora-shared-a")
 
 
 def _data(words: Words) -> None:
@@ -226,17 +229,29 @@ def _data(words: Words) -> None:
 
 
 def _save(words: Words) -> None:
-    """Where the result goes, and what the flags of MindSpeed-LLM's scripts mean for going on."""
+    """Where the result goes, and what the five flags of MindSpeed-LLM's scripts mean for going on."""
     if "save" not in words:
         words.give("save", f"runs/posttrain-{time.strftime('%Y%m%d-%H%M%S')}")
         words.note(f"no --save: MindSpeed-LLM would keep nothing; the run goes to {words.value('save')}")
+    _continue_from_save(words)
     names = ("finetune", "no-load-optim", "no-load-rng", "no-save-optim", "no-save-rng")
     given = [f"--{name}" for name in names if name in words]
-    if given:
+    if "finetune" in words or "no-save-optim" in words:
         words.note(
-            f"{' '.join(given)}: with these MindSpeed-LLM can't continue a run that stopped. "
-            "To be able to, leave them out: the same command then continues from --save"
+            f"{' '.join(given)}: a run with these can't be continued after a stop, here as in MindSpeed-LLM. "
+            "To be able to, leave them all out: the same command then continues from --save"
         )
+
+
+def _continue_from_save(words: Words) -> None:
+    """`--load RUN --save RUN` continues a run there; here the same command as before does, so give what RUN began from."""
+    load, save = (Path(words.value(name, "")).absolute() for name in ("load", "save"))
+    record = save / "config.json"
+    if "load" in words and load == save and "finetune" not in words and record.is_file():
+        began = read_json(record).get("config", {}).get("load")
+        if began:
+            words.give("load", began)
+            words.note(f"--load {load} is --save: the run in it is continued, which began from {began}")
 
 
 def _variable_seq_lengths(words: Words) -> None:
@@ -250,6 +265,11 @@ def _variable_seq_lengths(words: Words) -> None:
     else:
         meaning = "read as MindSpeed-LLM 2.0 to 2.2 mean it (no flag of 2.3 is there): pad to the longest sample only"
     words.note(f"--variable-seq-lengths: {meaning}. Either way samples are never padded here")
+
+
+def _tensorboard(words: Words) -> None:
+    words.rename("no-log-learnig-rate-to-tensorboard", "no-log-learning-rate-to-tensorboard")  # Megatron's spelling
+    words.drop("log-learning-rate-to-tensorboard", "log-loss-scale-to-tensorboard")  # always on there and here
 
 
 def _limits(words: Words) -> None:

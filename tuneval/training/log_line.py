@@ -1,9 +1,9 @@
-"""Megatron's lines: what every iteration and validation prints, and the floating-point operations behind it."""
+"""Megatron's lines: what the start, every iteration and validation print, and the floating-point operations behind it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -51,6 +51,22 @@ def validation_lines(loss: float, where: str) -> list[str]:
     """Megatron's framed validation line (reference 4.5); `where` is such as `iteration 100`."""
     line = f" validation loss at {where} | lm loss value: {loss:.6E} | lm loss PPL: {perplexity(loss):.6E} | "
     return ["-" * len(line), line, "-" * len(line)]
+
+
+def argument_lines(values: Mapping[str, Any]) -> list[str]:
+    """MindSpeed-LLM's listing of its arguments at the start, here of the resolved settings (reference 4.5)."""
+    lines = [f"  {name} {'.' * (48 - len(name))} {values[name]}" for name in sorted(values, key=str.lower)]
+    title, end = " MindSpeed-LLM Arguments ", " end of MindSpeed-LLM Arguments "
+    return ["-" * 24 + title + "-" * 24, *lines, "-" * 20 + end + "-" * 21]
+
+
+def loaded_lines(folder: object, iteration: int) -> list[str]:
+    """Megatron's lines about a checkpoint whose weights training starts from (reference 4.5)."""
+    return [
+        f" loading checkpoint from {folder} at iteration {iteration}",
+        " checkpoint version 3.0",
+        f"  successfully loaded checkpoint from {folder} [ t 0, p 0 ] at iteration 0",
+    ]
 
 
 def perplexity(loss: float) -> float:
