@@ -137,3 +137,41 @@ def test_preprocess_flags_without_effect_say_why():
     words = "--input a.json --tokenizer-name-or-path t --output-prefix p --n-subs 2 --overwrite-cache --json-keys text"
     parsed = flags.parse(schema.PreprocessConfig, words.split(), "tuneval preprocess")
     assert [n.split(":")[0] for n in parsed.notices] == ["--n-subs", "--overwrite-cache", "--json-keys"]
+
+
+def test_a_value_may_look_like_a_flag(tmp_path):
+    words = "--load m --prompt".split()
+    for text in ("--x", "-x", "-5", "- a list", "a=b"):
+        assert flags.parse(schema.GenerateConfig, [*words[:-1], f"--prompt={text}"], "p").config.prompt == text
+        file = tmp_path / "run.yaml"
+        file.write_text(f"load: m\nprompt: '{text}'\n")
+        assert flags.parse(schema.GenerateConfig, ["--config", str(file)], "p").config.prompt == text
+    with pytest.raises(UserError, match="--foo: unknown flag"):
+        flags.parse(schema.GenerateConfig, ["--load", "m", "--foo=-1"], "p")
+
+
+def test_facts_that_are_no_numbers_are_told():
+    facts = tune("--num-layers", "abc", "--hidden-size", "nan", "--ffn-hidden-size", "-8").model_facts
+    config = {"num_hidden_layers": 24, "hidden_size": [896], "intermediate_size": 10**400}
+    with pytest.raises(UserError, match=r"3 problems(.|\n)*--num-layers abc: the model's num_hidden_layers is 24"):
+        flags.check_model_facts(facts, config)
+
+
+def test_odd_config_files_are_told(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xfe\x00lr")
+    with pytest.raises(UserError, match="not valid YAML"):
+        tune("--config", str(file))
+    file.write_text("[" * 5000)
+    with pytest.raises(UserError, match="not valid YAML"):
+        tune("--config", str(file))
+    file.write_text("lr: 1\n")
+    with pytest.raises(UserError, match="given twice"):
+        tune("--config", str(file), "--config", str(file))
+
+
+def test_switches_are_off_unless_given():
+    """`flag: false` in a file must mean what it says."""
+    for section in vars(schema).values():
+        if dataclasses.is_dataclass(section):
+            assert [f.name for f in dataclasses.fields(section) if f.default is True] == [], section

@@ -49,7 +49,9 @@ def test_the_interval_is_that_of_the_mean():
     found = paired_difference(counts, runs=2)
     shares = np.asarray(counts) / 2
     half = 1.959963984540054 * shares.std(ddof=1) / np.sqrt(200)
-    assert (found.mean, found.low, found.high) == pytest.approx((shares.mean(), shares.mean() - half, shares.mean() + half))
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (shares.mean(), shares.mean() - half, shares.mean() + half)
+    )
 
 
 def test_no_difference_and_full_agreement():

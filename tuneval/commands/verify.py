@@ -40,7 +40,7 @@ def main(parsed: flags.Parsed) -> int:
     total = tensors.equal + len(tensors.differences)
     well = not tensors.differences
     table.add_row("tensors", _word(well), f"{tensors.equal} of {total} bit-identical, {size_of(a) / 2**30:.2f} GiB")
-    if config.logits:
+    if not config.no_logits:
         same, detail = compare_logits(a, b)
         table.add_row("logits", _word(same), detail)
         well = well and same

@@ -70,7 +70,7 @@ def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
 def _equal(stated: str, actual: Any) -> bool:
     try:
         return float(stated) == float(actual)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # a word, or what no number is
         return stated == str(actual)
 
 
@@ -87,17 +87,23 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def normalise(arguments: list[str]) -> list[str]:
-    """`--some_flag=v` and `--some_flag v` -> `--some-flag v`; values are left alone."""
+    """`--some_flag=v` and `--some_flag v` -> `--some-flag v`; values are left alone.
+
+    A value that looks like a flag stays behind its `=`: `--prompt=-x` says what `--prompt -x` can't.
+    """
     words = []
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word.partition("=")
-            words.append(name.replace("_", "-"))
-            if equals:
-                words.append(value)
+            words += as_words(name.replace("_", "-"), value) if equals else [name.replace("_", "-")]
         else:
             words.append(word)
     return words
+
+
+def as_words(name: str, value: str) -> list[str]:
+    """A flag and its value as a command line says them."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
 def _take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -113,27 +119,30 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise UserError(f"--config {path}: no such file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--config {path}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: must hold `flag: value` lines, found {type(values).__name__}")
-    return arguments[:at] + arguments[at + 2 :], values
+    rest = arguments[:at] + arguments[at + 2 :]
+    if "--config" in rest:
+        raise UserError("--config: given twice; put everything in one file")
+    return rest, values
 
 
 def _flags_from_file(config_type: type, values: dict[str, Any], given: list[str]) -> list[str]:
     """The file's values as flags, for those the command line does not give itself."""
     words: list[str] = []
+    on_the_line = {word.partition("=")[0] for word in given}
     for key, value in values.items():
         flag = "--" + str(key).replace("_", "-")
-        if flag in given or value is None or value is False:
+        if flag in on_the_line or value is None or value is False:
             continue
-        words.append(flag)
         if isinstance(value, list):
-            words += [str(v) for v in value]
+            words += [flag, *map(str, value)]
         elif isinstance(value, dict):
-            words.append(json.dumps(value, ensure_ascii=False))
-        elif value is not True:
-            words.append(str(value))
+            words += [flag, json.dumps(value, ensure_ascii=False)]
+        else:
+            words += [flag] if value is True else as_words(flag, str(value))
     return words
 
 
@@ -185,7 +194,8 @@ def _grouped(words: list[str], problems: Problems) -> list[tuple[str, list[str]]
     grouped: list[tuple[str, list[str]]] = []
     for word in words:
         if word.startswith("--"):
-            grouped.append((word.removeprefix("--"), []))
+            name, equals, value = word.removeprefix("--").partition("=")
+            grouped.append((name, [value] if equals else []))
         elif not grouped or grouped[-1][0] in SWITCHES:
             problems.add(f"{word}: not a flag, and no flag before it takes it")
         else:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneval.config.flags import normalise
+from tuneval.config.flags import as_words, normalise
 from tuneval.errors import Problems, UserError
 from tuneval.files import read_json
 
@@ -53,9 +53,9 @@ class Words:
         name = None
         for word in normalise(arguments):
             if word.startswith("--"):
-                name = word.removeprefix("--")
+                name, equals, value = word.removeprefix("--").partition("=")
                 self.flags.pop(name, None)
-                self.flags[name] = []
+                self.flags[name] = [value] if equals else []
             elif name is None:
                 raise UserError(f"{word}: not a flag, and no flag before it takes it")
             else:
@@ -96,7 +96,10 @@ class Words:
         self.notices.append(text)
 
     def flat(self) -> list[str]:
-        return [word for name, values in self.flags.items() for word in (f"--{name}", *values)]
+        words: list[str] = []
+        for name, values in self.flags.items():
+            words += as_words(f"--{name}", values[0]) if len(values) == 1 else [f"--{name}", *values]
+        return words
 
 
 # --- preprocess_data.py ---

@@ -113,8 +113,8 @@ class VerifyConfig:
     """First checkpoint, any format."""
     b: Path
     """Second checkpoint, any format."""
-    logits: bool = True
-    """Also compare logits (loads both models, one after the other)."""
+    no_logits: bool = False
+    """Compare the tensors alone. Default: also the logits (loads both models, one after the other)."""
 
 
 @dataclass(frozen=True, kw_only=True)

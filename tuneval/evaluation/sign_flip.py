@@ -49,7 +49,9 @@ def paired_difference(counts: Sequence[int], runs: int) -> Difference:
     variance = sum((c / runs - mean) ** 2 for c in counts) / max(n - 1, 1)
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(variance / n)
     p = sign_flip_counts(counts)
-    return Difference(questions=n, runs=runs, mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), p_value=p)
+    return Difference(
+        questions=n, runs=runs, mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), p_value=p
+    )
 
 
 def sign_flip_counts(counts: Sequence[int]) -> float:
