@@ -61,7 +61,8 @@ def evaluate(
     for earlier in config.compare:
         check_comparable(earlier, examinations[0].config, examinations[0].asked)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load)
+    stated = getattr(config, "lora", None)
+    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path, stated)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
     template = _template(loaded, config, [e.style for e in examinations])
     if template is None:

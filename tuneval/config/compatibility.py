@@ -114,6 +114,7 @@ UNSUPPORTED: dict[str, str] = {
     "obf-seed-content": "data is not obfuscated here",
     "full-shuffle-instruction-dataset": "each epoch is shuffled by itself, from one generator; leave it out",
     "calculate-reward": "belongs to reinforcement learning",
+    "chain-of-thought": "--style official_cot asks C-Eval so",
     "log-num-zeros-in-grad": "the gradient norm is logged; leave it out",
     "log-params-norm": "the gradient norm is logged; leave it out",
 }
@@ -172,6 +173,10 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "a NaN always stops the run, before it is in the weights": "no-check-for-nan-in-loss-and-grad check-for-nan-in-loss-and-grad",
         "MindSpeed-LLM parses it and does not use it": "lora-modules-to-save= add-eos-token= instruction-template=",
         "the key-value cache is always used": "use-kv-cache use-cache",
+        "evaluation is greedy": "seed= top-k= top-p= temperature=",
+        "--batch-tokens bounds the memory of a batch": "evaluation-batch-size=",
+        "each style has its own way to read an answer": "origin-postprocess",
+        "models are dense here": "broadcast",
         "an OOM is the device's to say": "max-tokens-to-oom=",
         "belongs to training": "sequence-parallel num-layer-list= use-distributed-optimizer "
         "num-layers-per-virtual-pipeline-stage= pipeline-model-parallel-size= micro-batch-size= global-batch-size=",

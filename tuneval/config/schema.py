@@ -445,6 +445,8 @@ class EvaluateConfig:
     """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
     lora_load: Path | None = None
     """Adapter to put on top."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer beside the weights."""
     task: str = "ceval"
     """Exam: ceval, cmmlu, mmlu, gsm8k, boolq, hellaswag, agieval, or lm_eval:NAME for one of lm-evaluation-harness."""
     task_data_path: Path | None = None
@@ -479,6 +481,13 @@ class EvaluateConfig:
     """Type of the weights."""
     batch_tokens: int = 4096
     """Tokens of one forward pass at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(EvaluateConfig):
+    """MindSpeed-LLM's evaluation.py: `evaluate`, and its lines."""
+
+    lora: MegatronLoraConfig = field(default_factory=MegatronLoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,54 @@
+"""MindSpeed-LLM's evaluation.py: `tuneval evaluate`, then the lines that its users look for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tuneval import console
+from tuneval.commands.evaluate import evaluate
+from tuneval.config.flags import Parsed
+from tuneval.config.schema import EvaluationConfig
+from tuneval.errors import UserError
+from tuneval.report.records import EvalResult, Prediction, read_records
+
+
+def main(parsed: Parsed) -> int:
+    config: EvaluationConfig = parsed.config
+    if config.load is None:
+        raise UserError("--load: give the model")
+    started = time.perf_counter()
+    config = replace(config, output=config.output or _output(config))
+    (result,) = evaluate(config, parsed.model_facts)
+    predictions = read_records(Prediction, config.output / "predictions.jsonl")
+    for line in lines(result, predictions):
+        console.out.print(line, markup=False)
+    name = {"ceval": "Ceval"}.get(result.task, result.task)
+    console.out.print(f"{name} Running Time: {time.perf_counter() - started}", markup=False)
+    return 0
+
+
+def lines(result: EvalResult, predictions: list[Prediction]) -> list[str]:
+    """What MindSpeed-LLM logs: each question, each subject, the total, and its table (reference 6)."""
+    said, table = [], [("subject", "question_n", "acc")]
+    for subject in dict.fromkeys(p.subject for p in predictions):
+        own = [p for p in predictions if p.subject == subject]
+        right = sum(bool(p.correct) for p in own)
+        said += [f"correct: {p.answer}, AI: {p.prediction if p.response is None else p.response}" for p in own]
+        said.append(f"{subject} has {right} corrects in {len(own)} questions, with accuracy {right / len(own)}")
+        table.append((subject, str(len(own)), f"{right / len(own):.6f}"))
+    right, n = sum(bool(p.correct) for p in predictions), len(predictions)
+    said.append(f"{result.task} acc = {right}/{n}={right / n}")
+    table.append(("total", str(n), f"{right / n:.6f}"))
+    widths = [max(len(row[i]) for row in table) for i in range(3)]
+    return said + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table]
+
+
+def _output(config: EvaluationConfig) -> Path:
+    """RUN/evaluation/TASK-STYLE of a run folder; else the same under evaluation/ here, by the model's name."""
+    name = "-".join(filter(None, (config.task, config.style, config.split)))
+    if (config.load / "metrics.jsonl").is_file():
+        return config.load / "evaluation" / name
+    of_adapter = [config.lora_load.name] if config.lora_load else []
+    return Path("evaluation") / "-".join([config.load.resolve().name, *of_adapter, name])
