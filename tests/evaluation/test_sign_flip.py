@@ -48,10 +48,18 @@ def test_the_interval_is_that_of_the_mean():
     counts = np.random.default_rng(1).integers(-2, 3, size=200).tolist()
     found = paired_difference(counts, runs=2)
     shares = np.asarray(counts) / 2
-    half = 1.959963984540054 * shares.std(ddof=1) / np.sqrt(200)
+    half = 1.959963984540054 * np.sqrt((shares**2).mean() / 200)
     assert (found.mean, found.low, found.high) == pytest.approx(
         (shares.mean(), shares.mean() - half, shares.mean() + half)
     )
+
+
+@pytest.mark.parametrize("b", range(60, 110, 2))
+def test_interval_and_test_agree(b):
+    """Zero lies outside the interval where p is clearly below 0.05, inside where it is clearly above."""
+    found = paired_difference([1] * b + [-1] * 60 + [0] * 300, runs=1)
+    if abs(found.p_value - 0.05) > 0.02:
+        assert (found.low > 0) == (found.p_value < 0.05)
 
 
 def test_no_difference_and_full_agreement():

@@ -10,6 +10,7 @@ from tuneval import console
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import AblateConfig
 from tuneval.errors import Problems
+from tuneval.report.sweep.render import write_sweep_report
 from tuneval.sweep.checks import check_commands, check_sweep
 from tuneval.sweep.estimate import Estimate, estimate
 from tuneval.sweep.runner import Runner
@@ -93,4 +94,6 @@ def _report(plan: Plan, config: AblateConfig) -> int:
     ]
     for step, outcome in failed:
         console.note(f"{step.id} {outcome.status}: {outcome.error}")
+    for path in write_sweep_report(plan.folder, plan.folder / "report.html", config.lang):
+        console.out.print(str(path), markup=False)
     return 1 if failed else 0

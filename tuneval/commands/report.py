@@ -7,6 +7,8 @@ from tuneval.config.flags import Parsed
 from tuneval.config.schema import ReportConfig
 from tuneval.errors import Problems
 from tuneval.report.render import write_report
+from tuneval.report.sweep.gather import is_sweep
+from tuneval.report.sweep.render import write_sweep_report
 
 
 def main(parsed: Parsed) -> int:
@@ -22,6 +24,10 @@ def main(parsed: Parsed) -> int:
     problems.check(there.is_dir(), f"--output {config.output}: {there} is a file; choose another place")
     problems.check(not config.output.is_dir(), f"--output {config.output}: is a folder; name a file")
     problems.raise_if_any()
-    for path in write_report(config.runs, config.output, config.lang, config.title, config.baseline):
+    if len(config.runs) == 1 and is_sweep(config.runs[0]):
+        paths = write_sweep_report(config.runs[0], config.output, config.lang, config.title)
+    else:
+        paths = write_report(config.runs, config.output, config.lang, config.title, config.baseline)
+    for path in paths:
         console.out.print(str(path), markup=False)
     return 0

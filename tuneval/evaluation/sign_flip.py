@@ -27,7 +27,8 @@ class Difference:
     mean: float
     """Second side - first side: mean over questions and runs."""
     low: float
-    """Lower end of its 95% interval over questions, normal approximation; the runs themselves are taken as given."""
+    """Lower end of its 95% interval over questions; the runs themselves are taken as given. Normal, with the spread that
+    the test assumes (that about zero), so that it agrees with the p value on what is significant."""
     high: float
     p_value: float
     """Exact, two-sided."""
@@ -46,8 +47,7 @@ def paired_difference(counts: Sequence[int], runs: int) -> Difference:
     assert counts and runs > 0 and max(map(abs, counts)) <= runs, (len(counts), runs)
     n = len(counts)
     mean = sum(counts) / (n * runs)
-    variance = sum((c / runs - mean) ** 2 for c in counts) / max(n - 1, 1)
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(variance / n)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(sum(c * c for c in counts)) / (n * runs)
     p = sign_flip_counts(counts)
     return Difference(
         questions=n, runs=runs, mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), p_value=p

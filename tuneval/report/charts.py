@@ -165,12 +165,11 @@ def heat_map(
     """
     widest = max([text_width(row) for row in rows] + [text_width(y_label)])
     left = min(14 + widest, 0.45 * WIDTH)
+    top, bottom = (18 if y_label else 4), (40 if x_label else 24)
     farthest = max((abs(v - middle) for row in values for v in row if v is not None), default=0.0) or 1.0
     with matplotlib.rc_context(STYLE):
         words = Texts()
-        figure, (axis,) = new_figure(
-            height=30 * len(rows) + (58 if x_label else 34), left=left, top=4, bottom=50 if x_label else 30
-        )
+        figure, (axis,) = new_figure(height=30 * len(rows) + top + bottom, left=left, top=top, bottom=bottom)
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 if value is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -25,6 +28,17 @@ class Figure:
     """What the figure shows, in words, for those who can't see it."""
     svg: str
     legend: tuple[Key, ...] = ()
+    data: str = ""
+    """The figures drawn, as CSV; empty: none is offered."""
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV; None becomes an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)

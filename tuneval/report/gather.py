@@ -90,14 +90,15 @@ def gather(folders: tuple[Path, ...], baseline: Path | None, label_of) -> Gather
     resolved = [folder.resolve() for folder in folders]
     problems.check(len(set(resolved)) == len(resolved), "the same run folder is given twice: leave one out")
     problems.raise_if_any()
-    runs = _distinct(tuple(_read_run(folder, label_of) for folder in folders))
+    runs = _distinct(tuple(read_run_folder(folder, label_of) for folder in folders))
     if baseline is not None:
         return Gathered(runs=runs, baseline=_given_baseline(baseline))
     found, gone = _named_baseline(runs)
     return Gathered(runs=runs, baseline=found, baseline_gone=gone)
 
 
-def _read_run(folder: Path, label_of) -> Run:
+def read_run_folder(folder: Path, label_of) -> Run:
+    """One run folder; `label_of`: RunRecord -> short name."""
     record = read_run(folder)
     return Run(
         folder=folder,
@@ -106,7 +107,7 @@ def _read_run(folder: Path, label_of) -> Run:
         steps=_lines(Step, folder / "metrics.jsonl"),
         validations=_lines(Validation, folder / "validation.jsonl"),
         samples=_lines(SampleAnswer, folder / "samples.jsonl"),
-        evaluations=_evaluations(folder / "evaluation"),
+        evaluations=read_evaluations(folder / "evaluation"),
         preprocess=_preprocess_settings(record),
     )
 
@@ -122,7 +123,7 @@ def _lines(kind, path: Path) -> tuple:
     return tuple(read_records(kind, path)) if path.is_file() else ()
 
 
-def _evaluations(folder: Path) -> dict[ExamKey, Evaluation]:
+def read_evaluations(folder: Path) -> dict[ExamKey, Evaluation]:
     """`folder` itself where it holds results.json, and its children that do; one result an exam.
 
     Raises:
@@ -161,7 +162,7 @@ def key_of(result: EvalResult) -> ExamKey:
 
 def _given_baseline(folder: Path) -> dict[ExamKey, Evaluation]:
     folder = folder.parent if folder.name == "results.json" else folder
-    found = _evaluations(folder) or _evaluations(folder / "evaluation")
+    found = read_evaluations(folder) or read_evaluations(folder / "evaluation")
     if not found:
         raise UserError(
             f"--baseline {folder}: holds no results.json. Give the --output folder of `tuneval evaluate` on the model "
@@ -186,7 +187,7 @@ def _named_baseline(runs: tuple[Run, ...]) -> tuple[dict[ExamKey, Evaluation], t
             + ", ".join(map(str, found))
             + "): choose one with --baseline, or make one report for each"
         )
-    return next((_evaluations(place) for place in found), {}), tuple(gone)
+    return next((read_evaluations(place) for place in found), {}), tuple(gone)
 
 
 def _places(run: Run, name: str) -> list[Path]:

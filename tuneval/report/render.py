@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
+import json
+import math
 import re
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -73,7 +80,7 @@ def build(gathered: Gathered, t: Words, title: str | None = None) -> Document:
         sections=tuple(section(gathered, t) for section in SECTIONS),
         footer=t("made_by", version=metadata.version("tuneval")),
         contents=t("contents"),
-        words={"prompt": t("prompt"), "figures_in_html": t("figures_in_html")},
+        words={"prompt": t("prompt"), "figures_in_html": t("figures_in_html"), "data_link": t("data_link")},
     )
 
 
@@ -86,8 +93,14 @@ def to_html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["data_uri"] = data_uri
     environment.filters["svg"] = Markup  # of report.plots, whose words are escaped there
     return environment.get_template("report.html").render(d=document).strip() + "\n"
+
+
+def data_uri(text: str) -> str:
+    """CSV as a link that holds it: the page stays one file."""
+    return "data:text/csv;charset=utf-8;base64," + base64.b64encode(printable(text).encode()).decode()
 
 
 def to_markdown(document: Document) -> str:
@@ -104,6 +117,36 @@ def to_markdown(document: Document) -> str:
     environment.filters["cell"] = lambda text: Markup(escape_markdown(text).replace("\n", "<br>"))
     text = environment.get_template("report.md").render(d=document)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def to_json(document: Document, **more: Any) -> str:
+    """Everything the page says as JSON: sentences, tables, the figures' data; drawings apart.
+
+    Args:
+        document: the page.
+        more: further values under their names.
+    """
+    blocks = [{"section": s.id, "title": s.title, "blocks": [_data_of(b) for b in s.blocks]} for s in document.sections]
+    values = {"title": document.title, "subtitle": document.subtitle, "language": document.lang, "sections": blocks}
+    return json.dumps(_finite({**values, **more}), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: null takes its place."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _data_of(block: Any) -> dict[str, Any]:
+    """A block without what only draws."""
+    values = asdict(block)
+    for figure in values.get("figures", ()):
+        del figure["svg"], figure["legend"]
+        figure["data"] = list(csv.DictReader(io.StringIO(figure["data"])))
+    return {k: v for k, v in values.items() if v not in ("", None, (), [])}
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from tuneval.report import words_sweep
+
 LANGUAGES = ("zh", "en")
 
 WORDS: dict[str, tuple[str, str]] = {
@@ -309,6 +311,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Repetition: share of runs of four words that came before in the same answer (a Chinese character counts as a word). Ended by itself: not cut at the longest length allowed.",
     ),
     "figures_in_html": ("图见同名 HTML 文件。", "The figures are in the HTML file of the same name."),
+    **words_sweep.WORDS,
 }  # fmt: skip
 """The report's words; a test holds that both languages fill in the same names."""
 

@@ -26,6 +26,8 @@ KEYS = (
 """What a sweep file may hold."""
 DATA_KEYS = ("data_size", "data_filter")
 """Axes of the records themselves, before they become tokens."""
+NAME = "point"
+"""In place of an axis: the name that a listed point was given."""
 OBJECTIVES = ("score", "validation_loss")
 RANGE_KEYS = {"min", "max", "log", "whole"}
 
@@ -59,7 +61,7 @@ class Point:
     @property
     def settings(self) -> str:
         """Its levels in one line, without the seed: the same for its repetitions."""
-        return ", ".join(f"{axis}={label}" for axis, label in self.levels.items()) or "base"
+        return ", ".join(label if axis == NAME else f"{axis}={label}" for axis, label in self.levels.items()) or "base"
 
     @property
     def label(self) -> str:
@@ -211,7 +213,7 @@ def spell_value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        if value and (abs(value) < 1e-2 or abs(value) >= 1e5):
+        if value and (abs(value) < 0.05 or abs(value) >= 1e5):
             mantissa, exponent = f"{value:.6e}".split("e")
             return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
         return f"{value:g}"
@@ -287,7 +289,7 @@ def _listed(given: Any, axes: dict[str, tuple[Level, ...]], path: Path) -> list[
             levels[key] = named[0] if named else _level(key, value)
         point = _point(levels, listed=True)
         if name is not None:
-            labels = {"point": str(name)}
+            labels = {NAME: str(name)}
             point = Point(id=_folder_name(labels), levels=labels, flags=point.flags, listed=True)
         found.append(point)
     return found
@@ -317,7 +319,7 @@ def _with_seed(point: Point, seed: int | None, several: bool) -> Point:
 
 def _folder_name(labels: dict[str, str]) -> str:
     """Readable and safe in any file system; what was changed or cut leaves a hash of the whole."""
-    whole = ".".join(f"{axis}-{label}" for axis, label in labels.items()) or "base"
+    whole = ".".join(label if axis == NAME else f"{axis}-{label}" for axis, label in labels.items()) or "base"
     safe = re.sub(r"[^\w.+-]", "-", whole, flags=re.ASCII).strip(".")
     if safe == whole and len(safe) <= 80:
         return safe
