@@ -10,7 +10,7 @@ FLOORS = """
 errors files console runtime
 config.schema config.fields config.compatibility config.flags config.mindspeed
 parallel.mesh parallel.peers launch
-data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
+data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.adapter model.lora model.loss
 parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.tensor parallel.data parallel.weights parallel.gradients parallel.apply

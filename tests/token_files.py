@@ -6,6 +6,19 @@ from tuneval.data.batches import SftDataset
 from tuneval.data.indexed import IndexedWriter
 from tuneval.files import write_json
 
+MANIFEST = {
+    "prompt_type": "qwen",
+    "template_fingerprint": "",
+    "template": {},
+    "stop_token_ids": [3],
+    "tokenizer": {},
+    "input": {},
+    "skipped": {},
+    "over_long": 0,
+    "data_sha256": "",
+    "packed": "no",
+}
+"""What preprocess says of a data set, nearly empty."""
 PROMPT = 2
 """Untrained tokens at the start of a `sample`."""
 
@@ -19,7 +32,7 @@ def write(prefix, samples, manifest=None, masks=None):
             for row in rows:
                 writer.add(np.asarray(row, np.int32))
     if manifest:
-        write_json(f"{prefix}_manifest.json", manifest)
+        write_json(f"{prefix}_manifest.json", {**MANIFEST, "samples": len(samples), **manifest})
     return SftDataset(prefix)
 
 

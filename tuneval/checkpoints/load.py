@@ -14,6 +14,7 @@ from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import TRACKER, MegatronFiles, MegatronSource, has_config, is_megatron
 from tuneval.checkpoints.megatron_lora import read_megatron_lora
 from tuneval.config.schema import MegatronLoraConfig
+from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import UserError
 from tuneval.model.adapter import Adapter, is_peft, read_peft
 from tuneval.model.build import build_model
@@ -107,11 +108,11 @@ def open_adapter(
 
 
 def _base_of(adapter: Path) -> Path:
-    named = files.read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    named = files.read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
     record = adapter / "tuneval.json"
     if record.is_file():
-        named = files.read_json(record).get("base_model") or named
-    if not named:
+        named = files.read_object(record).get("base_model") or named
+    if not isinstance(named, str) or not named:
         raise UserError(
             f"{adapter}/adapter_config.json: names no base model. Give it with --load, this with --lora-load."
         )
@@ -187,7 +188,7 @@ def load_model(
         source = open_adapter(lora_load, source, stated)
     read = _HashingReader(source)
     model = build_model(source.config, read, runtime.DTYPES[dtype], runtime.device()).eval()
-    facts = _template_facts(source)
+    facts = tuned_record(source)
     identity = {"path": str(path), "kind": source.kind, "weights_sha256": read.digest()}
     return Loaded(
         model,
@@ -200,32 +201,11 @@ def load_model(
     )
 
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.tiktoken")
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer of a folder; code in it is never run.
-
-    Raises:
-        UserError: no tokenizer there (transformers would make an empty one), or one that it can't use.
-    """
-    from transformers import AutoTokenizer
-
-    if not any(any(Path(folder).glob(name)) for name in _TOKENIZER_FILES):
-        raise UserError(
-            f"{folder}: no tokenizer. Looked for {', '.join(_TOKENIZER_FILES)}. "
-            "Copy the original model's tokenizer files there."
-        )
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: no tokenizer that transformers can use ({error})") from None
-
-
-def _template_facts(source: Source) -> dict[str, Any]:
+def tuned_record(source: Source) -> dict[str, Any]:
+    """tuneval.json of the tuning that made a model or its adapter: its template, its base; {} where there is none."""
     for folder in (getattr(source, "adapter", None), source.folder):
         if folder is not None and (folder / "tuneval.json").is_file():
-            return files.read_json(folder / "tuneval.json")
+            return files.read_object(folder / "tuneval.json")
     return {}
 
 

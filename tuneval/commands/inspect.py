@@ -13,11 +13,11 @@ from tuneval.config.flags import Parsed
 from tuneval.config.schema import InspectConfig
 from tuneval.console import out, track
 from tuneval.data.indexed import IndexedDataset, sft_prefix
-from tuneval.data.preprocess import load_tokenizer
+from tuneval.data.manifest import read_manifest
 from tuneval.data.rendering import MASKED
 from tuneval.data.tally import digest, length_percentiles
+from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import UserError
-from tuneval.files import read_json
 
 OPEN, CLOSE = "⟦", "⟧"
 """Stand around trained text, so that it shows without colour too."""
@@ -26,8 +26,7 @@ OPEN, CLOSE = "⟦", "⟧"
 def main(parsed: Parsed) -> None:
     config: InspectConfig = parsed.config
     input_ids, labels = (IndexedDataset(sft_prefix(_known(config.data_path), c)) for c in ("input_ids", "labels"))
-    manifest_path = Path(f"{config.data_path}_manifest.json")
-    manifest = read_json(manifest_path) if manifest_path.is_file() else None
+    manifest = read_manifest(config.data_path)
     if not -len(input_ids) <= config.index < len(input_ids):
         raise UserError(f"--index {config.index}: the data set has samples 0 to {len(input_ids) - 1}")
     tokenizer = load_tokenizer(_tokenizer_folder(config, manifest))
@@ -63,8 +62,8 @@ def overview(
     skipped = "; ".join(f"{n} {reason}" for reason, n in manifest["skipped"].items()) or "none"
     return [
         *lines,
-        f"truncation: {manifest['over_long']} over-long samples {cut} (--seq-length {manifest['seq_length']})",
-        f"rows left out: {skipped} (of {manifest['input']['rows']})",
+        f"truncation: {manifest['over_long']} over-long samples {cut} (--seq-length {manifest.get('seq_length')})",
+        f"rows left out: {skipped} (of {manifest['input'].get('rows')})",
         f"template {manifest['prompt_type']} ({manifest['template_fingerprint'][:12]}), packed: {manifest['packed']}",
     ]
 
@@ -126,7 +125,7 @@ def _known(prefix: Path) -> Path:
 
 
 def _tokenizer_folder(config: InspectConfig, manifest: dict[str, Any] | None) -> str:
-    folder = config.tokenizer_name_or_path or (manifest["tokenizer"]["path"] if manifest else None)
+    folder = config.tokenizer_name_or_path or (manifest["tokenizer"].get("path") if manifest else None)
     if folder is None:
         raise UserError(f"{config.data_path}: no manifest names the tokenizer; give --tokenizer-name-or-path")
     return folder

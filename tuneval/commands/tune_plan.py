@@ -11,14 +11,15 @@ import numpy as np
 
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import Source, size_of
-from tuneval.checkpoints.load import load_tokenizer, open_with_tokenizer
+from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
+from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import Problems, UserError
-from tuneval.files import check_free_space, read_json, sha256_json
+from tuneval.files import check_free_space, sha256_json
 from tuneval.model.lora import hf_targets
 from tuneval.parallel.mesh import Layout, make_layout, without_effect
 from tuneval.training.schedule import Schedule
@@ -128,7 +129,7 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
 
 def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tokenizer: Any, problems: Problems) -> Any:
     """The template the data was made with; a problem where it is not the model's or the flag's."""
-    manifest, record = dataset.manifest or {}, _tuned_record(source)
+    manifest, record = dataset.manifest or {}, tuned_record(source)
     flag = config.model.prompt_type
     name = flag or manifest.get("prompt_type") or record.get("prompt_type") or "auto"
     if not manifest:
@@ -158,18 +159,10 @@ def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tok
 def _check_tokenizer(config: TuneConfig, dataset: SftDataset, tokenizer: Any, problems: Problems) -> None:
     made_with = (dataset.manifest or {}).get("tokenizer")
     problems.check(
-        made_with is None or made_with["sha256"] == sha256_json(tokenizer.get_vocab()),
+        made_with is None or made_with.get("sha256") == sha256_json(tokenizer.get_vocab()),
         f"--data-path {config.data.data_path}: was made with the tokenizer of {(made_with or {}).get('path')}, whose "
         "vocabulary is not that of this model's tokenizer. Preprocess the data with this model's",
     )
-
-
-def _tuned_record(source: Source) -> dict[str, Any]:
-    """tuneval.json of an earlier tuning; {} for a model that has none."""
-    for folder in (getattr(source, "adapter", None), source.folder):
-        if folder is not None and (folder / "tuneval.json").is_file():
-            return read_json(folder / "tuneval.json")
-    return {}
 
 
 def _check_data(

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from tuneval import runtime
 from tuneval.checkpoints.hf import Source, size_of
-from tuneval.checkpoints.load import load_tokenizer, open_source
+from tuneval.checkpoints.load import open_source
 from tuneval.config import flags
 from tuneval.console import out, track
+from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import UserError
 from tuneval.model.build import build_model
 

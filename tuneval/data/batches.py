@@ -15,9 +15,9 @@ import torch
 
 from tuneval.config.schema import BatchConfig
 from tuneval.data.indexed import IndexedDataset, sft_prefix
+from tuneval.data.manifest import manifest_path, read_manifest
 from tuneval.data.truncation import IGNORED, kept_positions
 from tuneval.errors import UserError
-from tuneval.files import read_json
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class SftDataset:
         self.prefix = str(prefix)
         self._input_ids = IndexedDataset(sft_prefix(prefix, "input_ids"))
         self._labels = IndexedDataset(sft_prefix(prefix, "labels"))
-        manifest = Path(f"{prefix}_manifest.json")
-        self.manifest: dict | None = read_json(manifest) if manifest.exists() else None
+        self.manifest: dict | None = read_manifest(prefix)
         self.lengths: np.ndarray = np.asarray(self._input_ids.lengths)
         if not np.array_equal(self.lengths, self._labels.lengths):
             raise UserError(f"--data-path {prefix}: input_ids and labels differ in their lengths; preprocess again")
+        if self.manifest is not None and self.manifest["samples"] != len(self.lengths):
+            told = self.manifest["samples"]
+            raise UserError(
+                f"{manifest_path(prefix)}: tells of {told} samples, the files hold {len(self.lengths)}: it belongs to other "
+                "files. Preprocess the data again, or remove it"
+            )
         self._numbers = self._sample_numbers()
 
     def _sample_numbers(self) -> IndexedDataset | None:

@@ -19,12 +19,14 @@ from tuneval.config.flags import to_dict
 from tuneval.config.schema import PreprocessConfig
 from tuneval.console import note, progress_bar
 from tuneval.data.indexed import SFT_COLUMNS, IndexedDataset, IndexedWriter, publish_together, sft_prefix
+from tuneval.data.manifest import manifest_path
 from tuneval.data.packing import packed_rows
 from tuneval.data.records import AlpacaHandler, Handler, handler_name, make_handler, read_rows
 from tuneval.data.rendering import Template
 from tuneval.data.rows import input_files
 from tuneval.data.tally import Tally, length_percentiles
 from tuneval.data.template import load_template
+from tuneval.data.tokenizer import load_tokenizer
 from tuneval.data.workers import Chunk, Job, encode_chunks, with_first
 from tuneval.errors import Problems, UserError
 from tuneval.files import sha256_file, sha256_json, write_json
@@ -88,25 +90,6 @@ def check_flags(config: PreprocessConfig) -> dict[str, Any] | None:
     return map_keys
 
 
-def load_tokenizer(name_or_path: str, fast: bool = True) -> Any:
-    """The tokenizer of a folder (a run's or adapter's model folder included) or of a hub id.
-
-    Raises:
-        UserError: there is none, or transformers can't load it.
-    """
-    from transformers import AutoTokenizer
-
-    given = Path(name_or_path)
-    folders = [f for f in (given, given / "model", given / "adapter") if (f / "tokenizer_config.json").is_file()]
-    is_hub_id = not given.exists() and len(given.parts) == 2 and given.parts[0] not in ("/", ".", "..")
-    if not folders and not is_hub_id:
-        raise UserError(f"--tokenizer-name-or-path {given}: no tokenizer in this folder (tokenizer_config.json)")
-    try:
-        return AutoTokenizer.from_pretrained(folders[0] if folders else name_or_path, use_fast=fast)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--tokenizer-name-or-path {given}: can't be loaded ({error})") from None
-
-
 def _choose_handler(config: PreprocessConfig, map_keys: dict[str, Any] | None, first: list[Any]) -> Handler:
     """Make the handler from the columns of the first rows, and say what was chosen where the flags leave it open."""
     columns: dict[str, Any] = {}
@@ -128,7 +111,6 @@ def _choose_handler(config: PreprocessConfig, map_keys: dict[str, Any] | None, f
 @contextmanager
 def _published(prefix: Path) -> Iterator[tuple[dict[str, IndexedWriter], Callable[[dict[str, Any]], None]]]:
     """Writers of the three columns, and the function that publishes them with a manifest; else nothing appears."""
-    manifest_path = Path(f"{prefix}_manifest.json")
     with ExitStack() as stack:
         writers = {column: IndexedWriter(sft_prefix(prefix, column)) for column in SFT_COLUMNS}
         for writer in writers.values():
@@ -137,9 +119,9 @@ def _published(prefix: Path) -> Iterator[tuple[dict[str, IndexedWriter], Callabl
         def publish(manifest: dict[str, Any]) -> None:
             for writer in writers.values():
                 writer.finish()
-            manifest_path.unlink(missing_ok=True)
+            manifest_path(prefix).unlink(missing_ok=True)
             publish_together(list(writers.values()))
-            write_json(manifest_path, manifest)
+            write_json(manifest_path(prefix), manifest)
 
         yield writers, publish
 

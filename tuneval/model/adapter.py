@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from tuneval.errors import Problems, UserError
-from tuneval.files import read_json
+from tuneval.files import read_object
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
@@ -127,7 +127,7 @@ def _check_peft(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """The config, and the tensors' names; refuses what is more than B A."""
     if not is_peft(folder):
         raise UserError(f"{folder}: no {CONFIG_FILE} in it. Give a PEFT adapter folder.")
-    config, weights = read_json(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    config, weights = read_object(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder}: an adapter of kind {config.get('peft_type')}; only LORA is supported")
     if not weights.is_file():
