@@ -98,7 +98,7 @@ def open_adapter(
     folder = Path(folder)
     folder = folder / "adapter" if is_peft(folder / "adapter") else folder
     if is_peft(folder):
-        return AdapterSource(open_source(_base_of(folder)) if base is None else base, read_peft(folder))
+        return AdapterSource(_base_of(folder) if base is None else base, read_peft(folder))
     if base is None or not is_megatron(folder):
         raise UserError(f"{folder}: no adapter. Looked for adapter_config.json, adapter/ and Megatron's LoRA")
     files = MegatronFiles(folder)
@@ -107,18 +107,20 @@ def open_adapter(
     return AdapterSource(base, read_megatron_lora(files, base.config, stated or MegatronLoraConfig()))
 
 
-def _base_of(adapter: Path) -> Path:
-    named = files.read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
+def _base_of(adapter: Path) -> Source:
+    """The model that an adapter was made for."""
+    named, config = files.read_json(adapter / "adapter_config.json").get("base_model_name_or_path"), None
     record = adapter / "tuneval.json"
     if record.is_file():
-        named = files.read_object(record).get("base_model") or named
-    if not isinstance(named, str) or not named:
+        facts = files.read_json(record)
+        named, config = facts.get("base_model") or named, facts.get("base_config")
+    if not named:
         raise UserError(
             f"{adapter}/adapter_config.json: names no base model. Give it with --load, this with --lora-load."
         )
     for candidate in (Path(named), adapter / named):
         if candidate.exists():
-            return candidate
+            return open_with_tokenizer(candidate, config)
     raise UserError(
         f"{adapter}: made for the base model {named}, which is not on this machine. "
         "Give the base with --load and this folder with --lora-load."

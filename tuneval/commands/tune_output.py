@@ -11,7 +11,7 @@ from tuneval import console, runtime
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSink, copy_companions
 from tuneval.checkpoints.layout import Layout, plan_layout
-from tuneval.checkpoints.load import AdapterSource, open_source
+from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.commands.tune_plan import Plan
 from tuneval.errors import UserError
@@ -98,6 +98,7 @@ def _write_companions(plan: Plan, folder: Path) -> None:
             "template_fingerprint": template.fingerprint if template else None,
             "template": template.description if template else None,
             "base_model": base_model(plan),
+            "base_config": str(plan.source.folder.resolve()),
             "method": "lora" if plan.config.lora.enabled else "full",
             "data_sha256": manifest.get("data_sha256"),
         },
@@ -109,8 +110,8 @@ def _write_megatron(plan: Plan, step: int) -> None:
 
     With `--lora-shared-a` (or `--lora-ckpt-filter`) an adapter stays one, in MindSpeed-LLM's form; else it is merged.
     """
-    source, config = open_source(output_folder(plan)), plan.config
-    form = None
+    config, form = plan.config, None
+    source = open_adapter(output_folder(plan), plan.source) if config.lora.enabled else open_source(output_folder(plan))
     if isinstance(source, AdapterSource) and (config.lora.lora_shared_a or config.lora.lora_ckpt_filter):
         form = LoraForm(source.factors, source.config, config.lora.lora_ckpt_filter)
         source = source.base

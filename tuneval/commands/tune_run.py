@@ -135,11 +135,16 @@ class TuneRun:
 
     def _write(self, log: RunLog) -> Path:
         """Write the model or the adapter as it is now."""
-        step, folder = self.progress.step, output_folder(self.plan)
-        log.say(f"saving checkpoint at iteration {step:7d} to {folder} in {self.plan.config.save.ckpt_format} format")
+        step, main = self.progress.step, output_folder(self.plan)
+        folders = {main: "peft" if self.plan.config.lora.enabled else "hf"}
+        if self.plan.config.save.ckpt_format == "torch":
+            folders[self.folder / "mcore"] = "torch"
+        for folder, kind in folders.items():
+            log.say(f"saving checkpoint at iteration {step:7d} to {folder} in {kind} format")
         write_output(self.plan, self.loaded.model, self.lora_settings, step)
-        log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
-        return folder
+        for folder in folders:
+            log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
+        return main
 
     def _restore(self, done: int) -> None:
         facts = resume.load_state(self.folder, done, self.optimizer.state())
