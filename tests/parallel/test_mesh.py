@@ -53,9 +53,10 @@ def test_sharding():
 
 
 def test_flags_that_change_nothing_say_so():
-    flags = ParallelConfig(sequence_parallel=True, use_distributed_optimizer=True)
+    flags = ParallelConfig(sequence_parallel=True, use_distributed_optimizer=True, pipeline_schedule="gpipe")
     assert without_effect(flags, layout(1)) == [
         "--sequence-parallel: no effect, --tensor-model-parallel-size is 1",
+        "--pipeline-schedule gpipe: no effect, --pipeline-model-parallel-size is 1",
         "--use-distributed-optimizer: no effect, there is one data-parallel process",
     ]
     both = layout(4, tensor_model_parallel_size=2, sequence_parallel=True)
@@ -76,6 +77,7 @@ def test_flags_that_change_nothing_say_so():
         (2, {"pipeline_model_parallel_size": 2, "num_layer_list": "4"}, "1 stages, but"),
         (2, {"pipeline_model_parallel_size": 2, "num_layer_list": "4,0"}, "every stage needs a layer"),
         (2, {"pipeline_model_parallel_size": 2, "num_layer_list": "2;2"}, "must be whole numbers with commas"),
+        (2, {"pipeline_schedule": "gpipe", "num_layers_per_virtual_pipeline_stage": 1}, "gpipe and --num-layers-per-virtual"),
         (1, {"num_layer_list": "2,2"}, "above 1; there is one stage. Leave it out"),
         (2, {"pipeline_model_parallel_size": 2, "num_layers_per_virtual_pipeline_stage": 2}, "Choose 1"),
         (4, {"pipeline_model_parallel_size": 4, "num_layers_per_virtual_pipeline_stage": 1}, "Leave it out"),

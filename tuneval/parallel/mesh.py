@@ -144,7 +144,7 @@ def make_layout(
     before = len(problems.messages)
     for flag, size in ((TP_FLAG, tp), (PP_FLAG, pp)):
         problems.check(size >= 1, f"{flag} {size}: must be at least 1")
-    _check_sharding(parallel, problems)
+    _check_choices(parallel, problems)
     if len(problems.messages) > before:
         return Layout(layers=(tuple(range(hf_config.num_hidden_layers)),))
     _check_tensor(tp, hf_config, problems)
@@ -167,16 +167,22 @@ def without_effect(parallel: ParallelConfig, layout: Layout) -> list[str]:
     notices = []
     if parallel.sequence_parallel and layout.tensor == 1:
         notices.append(f"--sequence-parallel: no effect, {TP_FLAG} is 1")
+    if parallel.pipeline_schedule != "1f1b" and layout.pipeline == 1:
+        notices.append(f"--pipeline-schedule {parallel.pipeline_schedule}: no effect, {PP_FLAG} is 1")
     if parallel.sharding != "none" and layout.data == 1:
         flag = "--use-distributed-optimizer" if parallel.data_parallel_sharding is None else "--data-parallel-sharding"
         notices.append(f"{flag}: no effect, there is one data-parallel process")
     return notices
 
 
-def _check_sharding(parallel: ParallelConfig, problems: Problems) -> None:
+def _check_choices(parallel: ParallelConfig, problems: Problems) -> None:
     problems.check(
         not (parallel.use_distributed_optimizer and parallel.data_parallel_sharding == "none"),
         "--use-distributed-optimizer and --data-parallel-sharding none: give one of them",
+    )
+    problems.check(
+        parallel.pipeline_schedule != "gpipe" or parallel.num_layers_per_virtual_pipeline_stage is None,
+        f"--pipeline-schedule gpipe and {VPP_FLAG}: give one of them; several chunks a stage run interleaved 1F1B",
     )
 
 
