@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import InferenceConfig, SamplingConfig
@@ -37,6 +37,8 @@ CHAT_HINTS = (
 
 def main(parsed: Parsed) -> None:
     config: InferenceConfig = parsed.config
+    if not runtime.is_main():
+        return
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

@@ -132,7 +132,11 @@ def _convert(words: Words) -> tuple[str, str]:
     words.give("to", "mcore" if written == "mg" else "hf")
     if written == "hf":
         layout = "target-tensor-parallel-size target-pipeline-parallel-size num-layer-list"
-        words.drop(*layout.split(), "num-layers-per-virtual-pipeline-stage")
+        dropped = words.drop(*layout.split(), "num-layers-per-virtual-pipeline-stage")
+        if dropped:
+            words.note(
+                f"{', '.join(dropped)}: no effect, a Hugging Face folder has no layout, and the source's is read"
+            )
     return read, written
 
 
@@ -287,6 +291,9 @@ def _limits(words: Words) -> None:
 def _answering(words: Words) -> None:
     """What inference and evaluation share: fp32 unless a type is given."""
     words.rename("lora-target-models", "lora-target-modules")
+    size = words.take("tensor-model-parallel-size", "1")
+    if size != "1":
+        words.note(f"--tensor-model-parallel-size {size}: no effect, the first process answers with the whole model")
     given = words.drop("bf16", "fp16", "fp32")
     words.default("dtype", given[0].removeprefix("--") if given else "fp32")
     if not given:
