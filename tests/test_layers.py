@@ -12,8 +12,8 @@ config.schema config.fields config.compatibility config.flags config.mindspeed
 parallel.mesh parallel.peers launch
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.adapter model.lora model.loss
-parallel.micro_batches parallel.schedules parallel.pipeline
-parallel.tensor parallel.data parallel.weights parallel.gradients parallel.apply
+parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
+parallel.tensor parallel.weights parallel.gradients parallel.apply
 training.schedule training.optim training.loop training.log_line
 checkpoints.pickled checkpoints.streamed checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.megatron_lora checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from tuneval.data.batches import MicroBatch
+from tuneval.data.batches import MicroBatch, deal
 from tuneval.data.truncation import IGNORED
 from tuneval.parallel.mesh import Layout
 
@@ -43,7 +43,8 @@ def alike(micro_batches: Sequence[MicroBatch], count: int, multiple: int = 8) ->
     assert len(micro_batches) <= count, "more micro-batches than asked for"
     rows = [[(m, a, b) for a, b in pairwise(m.segments)] for m in micro_batches]
     rows += [[] for _ in range(count - len(rows))]
-    dealt = _deal([piece for row in rows for piece in row], count)
+    pieces = [piece for row in rows for piece in row]
+    dealt = [[pieces[i] for i in row] for row in deal([b - a for _, a, b in pieces], count)]
     if max(map(_tokens, dealt)) < max(map(_tokens, rows)):
         rows = dealt
     length = max(1, -(-max(map(_tokens, rows)) // multiple)) * multiple
@@ -52,18 +53,6 @@ def alike(micro_batches: Sequence[MicroBatch], count: int, multiple: int = 8) ->
 
 _Piece = tuple[MicroBatch, int, int]
 """A segment of a micro-batch, from token to token."""
-
-
-def _deal(pieces: list[_Piece], count: int) -> list[list[_Piece]]:
-    """Longest first, each to the row that has least: the known 4/3 of the best."""
-    order = sorted(range(len(pieces)), key=lambda i: (pieces[i][1] - pieces[i][2], i))
-    rows: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for i in order:
-        row = loads.index(min(loads))
-        rows[row].append(i)
-        loads[row] += pieces[i][2] - pieces[i][1]
-    return [[pieces[i] for i in sorted(row)] for row in rows]
 
 
 def _tokens(row: list[_Piece]) -> int:

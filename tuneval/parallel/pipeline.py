@@ -17,6 +17,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from tuneval import runtime
 from tuneval.data.batches import MicroBatch
 from tuneval.model.decoder import Decoder
+from tuneval.parallel.data import keep_whole_until
 from tuneval.parallel.mesh import Layout
 from tuneval.parallel.micro_batches import alike, needed
 
@@ -109,7 +110,7 @@ class Pipeline:
             return torch.empty(hidden, dtype=self.dtype, device="meta", requires_grad=wants_gradient)
 
         last = number == len(layout.layers) - 1
-        return _Stage(
+        stage = _Stage(
             chunk,
             number,
             len(layout.layers),
@@ -118,6 +119,8 @@ class Pipeline:
             output_args=(torch.empty(1, device="meta", requires_grad=train) if last else between(number),),
             group=self.group,
         )
+        stage.sums_at_the_end = layout.sharding == "optimizer"
+        return stage
 
     def _make_schedule(self, stages: list[_Stage], count: int, scale: float | None):
         """The schedule of one step; without a scale it runs forward only."""
@@ -136,7 +139,6 @@ class _Chunk(torch.nn.Module):
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
-        self.sharded = [m for m in decoder.modules() if hasattr(m, "set_requires_gradient_sync")]
         self.finish()
 
     def start(self, rows: Sequence[MicroBatch], loss_fn: Loss, device: torch.device) -> None:
@@ -152,12 +154,7 @@ class _Chunk(torch.nn.Module):
         outputs = self.decoder(inputs, micro_batch.position_ids, micro_batch.segments)
         if not self.decoder.is_last:
             return outputs.contiguous()
-        return self.loss_fn(self.decoder, outputs, micro_batch).float().reshape(1)
-
-    def sync_gradients(self, wanted: bool) -> None:
-        """Whether FSDP's modules reduce their gradients over data-parallel processes after the next backward pass."""
-        for module in self.sharded:
-            module.set_requires_gradient_sync(wanted, recurse=False)
+        return self.loss_fn(self.decoder, outputs, micro_batch).float()[None].clone()  # a view could not be detached
 
 
 class _Stage(PipelineStage):
@@ -165,6 +162,9 @@ class _Stage(PipelineStage):
 
     micro-batches of the step, at once. Here the tensors it makes lie on `meta` and become real when they are awaited.
     """
+
+    sums_at_the_end = False
+    """Whether FSDP's modules keep whole weights and gradients until the step's last backward pass."""
 
     def _prepare_forward_infra(self, *args, **kwargs):
         with self._on_meta():
@@ -209,12 +209,16 @@ class _Stage(PipelineStage):
         self._release(self.args_recv_info[fwd_chunk_id])
         return output
 
-    def backward_one_chunk(self, bwd_chunk_id: int, *args, **kwargs):
+    def backward_one_chunk(self, bwd_chunk_id: int, loss: torch.Tensor | None = None, **kwargs):
         if not self.has_backward:
             return
-        self.submod.sync_gradients(bwd_chunk_id == self.chunks - 1)
-        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        if self.sums_at_the_end:
+            keep_whole_until(self.submod.decoder, last=bwd_chunk_id == self.chunks - 1)
+        super().backward_one_chunk(bwd_chunk_id, loss=loss, **kwargs)
         self._release(self.grad_recv_info[bwd_chunk_id])
+        if self.is_last:  # torch keeps losses until the end of the step, and with them their graphs and inputs
+            loss.detach_()
+            self.output_chunks[bwd_chunk_id].detach_()
 
     def _allocate(self, infos) -> None:
         for info in infos:
