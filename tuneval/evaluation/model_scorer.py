@@ -109,7 +109,7 @@ class ModelScorer:
             else:
                 at = len(before) - 2
                 problems.add(
-                    f"answer {target!r} after {_end(prompt)!r}: not one token of its own with this tokenizer (tokens "
+                    f"{prompt.name}: answer {target!r} after {_end(prompt)!r}: not one token of its own with this tokenizer (tokens "
                     f"{before[at:]} become {after[at:]}); choose another --style, and check that the tokenizer adds no "
                     "end-of-sequence token (add_eos_token in tokenizer_config.json)"
                 )
