@@ -10,15 +10,13 @@ import re
 import shutil
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from tuneval import files
-from tuneval.checkpoints.pickled import safe_load
+from tuneval.checkpoints.hf_files import NAME_OF_DTYPE, stored_tensors
 from tuneval.errors import UserError
 
 
@@ -46,16 +44,14 @@ class HfSource:
         folder: holds config.json and the weights.
 
     Raises:
-        UserError: no weights, a missing shard, or an index that names tensors no file holds.
+        UserError: no weights, a missing shard, or an index that does not say what the files hold.
     """
 
     kind = "hf"
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._tensors: dict[str, Any] = {}
-        for file in _weight_files(self.folder):
-            self._tensors.update(_safetensors_index(file) if file.suffix == ".safetensors" else _pickled_index(file))
+        self._tensors = stored_tensors(self.folder)
         self._config: Any = None
         self._names = sorted(set(self._tensors) - self._spare(), key=_reading_order)
 
@@ -221,7 +217,7 @@ class _ShardWriter:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         self.file.write(memoryview(raw))
         self.header[name] = {
-            "dtype": _NAME_OF_DTYPE[tensor.dtype],
+            "dtype": NAME_OF_DTYPE[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [self.size, self.size + raw.nbytes],
         }
@@ -233,81 +229,6 @@ class _ShardWriter:
         self.file.seek(0)
         self.file.write(struct.pack("<Q", self.HEADER_BYTES) + text)
         self.file.close()
-
-
-_NAME_OF_DTYPE = {
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_DTYPE_OF_NAME = {name: dtype for dtype, name in _NAME_OF_DTYPE.items()}
-
-
-@dataclass(frozen=True)
-class _SafeTensor:
-    """One tensor of a safetensors file, opened for each read: what is mapped is unmapped with the tensor."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def read(self) -> torch.Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(self.name)
-
-    def read_slice(self, dim: int, start: int, stop: int) -> torch.Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_slice(self.name)[(*[slice(None)] * dim, slice(start, stop))]
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index, single = folder / f"{stem}.index.json", folder / stem
-        if index.is_file():
-            return _shards(folder, files.read_json(index)["weight_map"])
-        if single.is_file():
-            return [single]
-    raise UserError(
-        f"{folder}: no weights. Looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin and "
-        "pytorch_model.bin.index.json."
-    )
-
-
-def _shards(folder: Path, weight_map: dict[str, str]) -> list[Path]:
-    names = sorted(set(weight_map.values()))
-    missing = [n for n in names if not (folder / n).is_file()]
-    if missing:
-        raise UserError(f"{folder}: the index names files that are not there: {', '.join(missing)}. Fetch them again.")
-    return [folder / n for n in names]
-
-
-def _safetensors_index(path: Path) -> dict[str, _SafeTensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {n: _SafeTensor(path, n, tuple(s.get_shape()), _dtype(path, s)) for n, s in slices.items()}
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a safetensors file, or cut off ({error}). Fetch it again.") from None
-
-
-def _dtype(path: Path, stored: Any) -> torch.dtype:
-    if stored.get_dtype() not in _DTYPE_OF_NAME:
-        known = ", ".join(_DTYPE_OF_NAME)
-        raise UserError(f"{path}: {stored.get_dtype()} weights (quantised?) can't be read; {known} can")
-    return _DTYPE_OF_NAME[stored.get_dtype()]
-
-
-def _pickled_index(path: Path) -> dict[str, Any]:
-    loaded = safe_load(path)
-    return {name: tensor for name, tensor in loaded.items() if hasattr(tensor, "read_slice")}
 
 
 def _reading_order(name: str) -> tuple:

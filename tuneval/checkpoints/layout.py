@@ -182,7 +182,7 @@ def check_args(args: Any, hf_config: Any, tp: int, where: str) -> None:
             f"{where}: its args say {name} = {stated}, config.json and the folder say {value}. "
             "Is this the right config.json?",
         )
-    if (found.get("expert_model_parallel_size") or 1) > 1 or found.get("num_experts"):
+    if found.get("expert_model_parallel_size") not in (None, 0, 1) or found.get("num_experts"):
         raise UserError(f"{where}: a mixture of experts; dense models can be read so far")
     problems.raise_if_any()
 

@@ -109,17 +109,17 @@ def open_adapter(
 
 def _base_of(adapter: Path) -> Source:
     """The model that an adapter was made for."""
-    named, config = files.read_json(adapter / "adapter_config.json").get("base_model_name_or_path"), None
+    named, config = files.read_object(adapter / "adapter_config.json").get("base_model_name_or_path"), None
     record = adapter / "tuneval.json"
     if record.is_file():
-        facts = files.read_json(record)
+        facts = files.read_object(record)
         named, config = facts.get("base_model") or named, facts.get("base_config")
-    if not named:
+    if not isinstance(named, str) or not named:
         raise UserError(
             f"{adapter}/adapter_config.json: names no base model. Give it with --load, this with --lora-load."
         )
     for candidate in (Path(named), adapter / named):
-        if candidate.exists():
+        if candidate.exists() and candidate.resolve() != adapter.resolve():
             return open_with_tokenizer(candidate, config)
     raise UserError(
         f"{adapter}: made for the base model {named}, which is not on this machine. "

@@ -41,7 +41,7 @@ class MegatronFiles:
         self.iteration_folder = find_iteration(self.folder)
         grid = _rank_grid(self.iteration_folder)
         self.first, self.tp = grid[0][0], len(grid[0])
-        loaded = [[safe_load(file) for file in stage] for stage in grid]
+        loaded = [[_load_rank(file) for file in stage] for stage in grid]
         self.args, self.iteration = loaded[0][0].get("args"), loaded[0][0].get("iteration")
         chunks = _chunks(loaded, self.iteration_folder)
         self.weights: list[Chunk] = _only(chunks, lambda name: ".lora_" not in name)
@@ -188,11 +188,16 @@ def find_iteration(folder: Path) -> Path:
         return folder
     tracker = folder / TRACKER
     if tracker.is_file():
-        word = tracker.read_text().strip()
-        named = folder / (word if word == "release" else f"iter_{int(word):07d}" if word.isdigit() else word)
-        if not named.is_dir():
-            raise UserError(f"{tracker}: says {word}, but {named.name} is not there")
-        return named
+        word = tracker.read_text(encoding="utf-8", errors="replace").strip()
+        named = word if re.fullmatch(r"release|iter_\d{7,18}", word) else None
+        named = f"iter_{int(word):07d}" if re.fullmatch(r"[0-9]{1,18}", word) else named
+        if named is None:
+            raise UserError(
+                f"{tracker}: says {word[:40]!r}, not a number or release. Write the checkpoint's number in it."
+            )
+        if not (folder / named).is_dir():
+            raise UserError(f"{tracker}: says {word}, but {named} is not there")
+        return folder / named
     found = sorted(p for p in folder.glob("iter_*") if p.is_dir())
     if len(found) == 1:
         return found[0]
@@ -247,15 +252,43 @@ def _rank_grid(folder: Path) -> list[list[Path]]:
     wanted = {(p, t): folder / rank_name(t, p, 2 if staged else 1) / RANK_FILE for p in range(pp) for t in range(tp)}
     missing = [str(file.relative_to(folder)) for file in wanted.values() if not file.is_file()]
     if missing:
-        raise UserError(f"{folder}: TP {tp} x PP {pp} by its folders, but not there: {', '.join(missing)}")
+        more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
+        raise UserError(f"{folder}: TP {tp} x PP {pp} by its folders, but not there: {', '.join(missing[:12])}{more}")
     return [[wanted[p, t] for t in range(tp)] for p in range(pp)]
+
+
+def _load_rank(file: Path) -> dict[str, Any]:
+    """What a rank file holds; its pieces of the model are tensors by name."""
+    loaded = safe_load(file)
+    found = ", ".join(map(str, list(loaded)[:12])) if isinstance(loaded, dict) else type(loaded).__name__
+    if not isinstance(loaded, dict) or not _model_keys(loaded):
+        raise UserError(f"{file}: no `model` in it; found {found}. Save it with Megatron's --ckpt-format torch.")
+    for key in _model_keys(loaded):
+        if not isinstance(loaded[key], dict) or not all(isinstance(name, str) for name in loaded[key]):
+            raise UserError(f"{file}: its `{key}` is {type(loaded[key]).__name__}, not tensors by name")
+        odd = [n for n, t in loaded[key].items() if not isinstance(t, StoredTensor) and not n.endswith("_extra_state")]
+        if odd:
+            kind = type(loaded[key][odd[0]]).__name__
+            raise UserError(f"{file}: {odd[0]} is no tensor but {kind}; {len(odd)} such entries in `{key}`")
+    return loaded
+
+
+def _model_keys(loaded: dict) -> list[str]:
+    """`model`, or `model0`, `model1` ... of virtual stages, in their order."""
+    return sorted(
+        (k for k in loaded if isinstance(k, str) and re.fullmatch(r"model\d{0,4}", k)), key=lambda k: int(k[5:] or 0)
+    )
 
 
 def _chunks(loaded: list[list[dict]], where: Path) -> list[Chunk]:
     """Pieces of the model in the order of its layers: virtual stage by virtual stage, each over all pipeline stages."""
-    keys = sorted((k for k in loaded[0][0] if re.fullmatch(r"model\d*", k)), key=lambda k: int(k[5:] or 0))
-    if not keys:
-        raise UserError(f"{where}: no `model` in {RANK_FILE}; it holds {', '.join(map(str, loaded[0][0]))}")
+    keys = _model_keys(loaded[0][0])
+    for stage in loaded:
+        for rank in stage:
+            if _model_keys(rank) != keys:
+                raise UserError(
+                    f"{where}: some rank files hold {', '.join(keys)}, others {', '.join(_model_keys(rank))}"
+                )
     return [[_tensors(rank[key]) for rank in stage] for key in keys for stage in loaded]
 
 

@@ -149,7 +149,11 @@ def safe_load(path: str | Path) -> Any:
         raise UserError(
             f"{path}: not a file of torch.save (a zip), or cut off. Copy it again, or save it anew."
         ) from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, KeyError, IndexError, struct.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes are odd instructions: they raise whatever they come upon
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise UserError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}: {error})") from None
 
 

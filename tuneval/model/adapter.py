@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tuneval.errors import Problems, UserError
 from tuneval.files import read_object
@@ -98,14 +98,14 @@ def read_peft(folder: str | Path) -> Adapter:
         UserError: no adapter there, or a kind that is more than W + scaling * B A.
     """
     folder = Path(folder)
-    config, names = _check_peft(folder)
+    config, shapes = _check_peft(folder)
     scaling = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    stems = [n.removesuffix(".lora_A.weight") for n in names if n.endswith(".lora_A.weight")]
-    weights = folder / WEIGHTS_FILE
-    factors = {
-        stem.removeprefix(PEFT_PREFIX): (_factor(weights, f"{stem}.lora_A.weight"), _factor(weights, f"{stem}.lora_B.weight"))
-        for stem in stems
-    }  # fmt: skip
+    factors = {}
+    for name in shapes:
+        stem, is_a, _ = name.partition(".lora_A.weight")
+        if is_a:
+            pair = (name, f"{stem}.lora_B.weight")
+            factors[stem.removeprefix(PEFT_PREFIX)] = tuple(Factor(shapes[n], _reader(folder, n)) for n in pair)
     return Adapter(folder, config["r"], scaling, factors)
 
 
@@ -123,8 +123,8 @@ _UNSUPPORTED: dict[str, Any] = {
 }
 
 
-def _check_peft(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The config, and the tensors' names; refuses what is more than B A."""
+def _check_peft(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The config, and the tensors' shapes by name; refuses what is more than B A."""
     if not is_peft(folder):
         raise UserError(f"{folder}: no {CONFIG_FILE} in it. Give a PEFT adapter folder.")
     config, weights = read_object(folder / CONFIG_FILE), folder / WEIGHTS_FILE
@@ -136,22 +136,31 @@ def _check_peft(folder: Path) -> tuple[dict[str, Any], list[str]]:
     for key, what in _UNSUPPORTED.items():
         if config.get(key) not in (None, False, {}, [], "none"):
             problems.add(f"{folder}: uses {what} ({key}), which can't be merged here. Merge it with peft first.")
-    with safe_open(weights, "pt") as file:
-        names = list(file.keys())
-    for name in names:
+    r, alpha = config.get("r"), config.get("lora_alpha")
+    problems.check(type(r) is int and r >= 1, f"{folder}/{CONFIG_FILE}: r is {r!r}, not a rank from 1 on")
+    usable = type(alpha) in (int, float) and math.isfinite(alpha)
+    problems.check(usable, f"{folder}/{CONFIG_FILE}: lora_alpha is {alpha!r}, not a number")
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise UserError(f"{weights}: not a safetensors file, or cut off ({error}). Copy it again.") from None
+    problems.check(shapes, f"{weights}: holds no tensor")
+    for name, shape in shapes.items():
         half = re.fullmatch(r"(.*\.layers\..*)\.lora_([AB])\.weight", name)
         plain = half is not None and name.startswith(PEFT_PREFIX)
         problems.check(plain, f"{folder}: {name}: not A or B of a linear layer in a block")
         other = half and f"{half[1]}.lora_{'B' if half[2] == 'A' else 'A'}.weight"
-        problems.check(not plain or other in names, f"{folder}: {name}: without its {other}")
+        problems.check(not plain or other in shapes, f"{folder}: {name}: without its {other}")
+        fits = len(shape) == 2 and (half is None or type(r) is not int or shape[0 if half[2] == "A" else 1] == r)
+        problems.check(fits, f"{folder}: {name}: {list(shape)} is no factor of rank {r}")
     problems.raise_if_any()
-    return config, names
+    return config, shapes
 
 
-def _factor(file: Path, name: str) -> Factor:
+def _reader(folder: Path, name: str) -> Callable[[], torch.Tensor]:
     def read() -> torch.Tensor:
-        with safe_open(file, "pt") as tensors:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as tensors:
             return tensors.get_tensor(name)
 
-    with safe_open(file, "pt") as tensors:
-        return Factor(tuple(tensors.get_slice(name).get_shape()), read)
+    return read
