@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, look
+from pages import Page
 from report_runs import (
     HARD,
     make_all,
@@ -30,55 +30,14 @@ from tuneval.report.records import Comparison, SampleAnswer, Step, to_dict, writ
 from tuneval.report.render import fence, write_report
 from tuneval.report.words import Words
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# no heading\n|a|b|"
-
-
-class Page(HTMLParser):
-    """Collects what a test asks of a page, and every tag that is not closed in order."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(convert_charrefs=True)
-        self.stack, self.faults, self.ids, self.tags, self.links, self.words = [], [], [], [], [], []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        self.faults += [f"<{tag}> is never closed" for tag in self.stack]
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append((tag, values))
-        if "id" in values:
-            self.ids.append(values["id"])
-        self.links += [v for k, v in attributes if k in ("href", "src", "xlink:href") and v]
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag):
-        if not self.stack or self.stack[-1] != tag:
-            self.faults.append(f"</{tag}> closes {self.stack[-1:]} at {self.getpos()}")
-        else:
-            self.stack.pop()
-
-    def handle_data(self, data):
-        if "style" not in self.stack[-1:]:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def report(root: Path, *runs: Path, lang: str = "en", **options) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         html, _ = write_report(tuple(runs), root / "out" / "report.html", lang, **options)
-    return Page(html)
+    return Page(html.read_text(encoding="utf-8"))
 
 
 def said(*runs: Path, baseline: Path | None = None) -> str:
@@ -126,9 +85,8 @@ def test_every_figure_has_words(page):
     assert sum(tag == "svg" and values.get("class") != "swatch" for tag, values in page.tags) == len(figures)
 
 
-def test_the_check_of_tags_sees_a_fault(tmp_path):
-    (tmp_path / "bad.html").write_text("<div><p>x</div>", encoding="utf-8")
-    assert Page(tmp_path / "bad.html").faults
+def test_the_check_of_tags_sees_a_fault():
+    assert Page("<div><p>x</div>").faults
 
 
 def test_contrast_of_text():
