@@ -12,11 +12,11 @@ def test_report_writes_both_files(tmp_path, capsys):
     lora, full, _ = make_all(tmp_path)
     output = tmp_path / "pages" / "report.html"
     assert main(["report", str(lora), str(full), "--output", str(output), "--lang", "zh"]) == 0
-    assert capsys.readouterr().out.split() == [str(output), str(output.with_suffix(".md"))]
+    assert capsys.readouterr().out.split() == [str(output.with_suffix(s)) for s in (".html", ".md", ".csv", ".json")]
     page, markdown = output.read_text(encoding="utf-8"), output.with_suffix(".md").read_text(encoding="utf-8")
     assert page.startswith('<!DOCTYPE html>\n<html lang="zh-CN">') and page.endswith("</html>\n")
     assert markdown.startswith("# 大模型微调实验报告\n") and "| LoRA r=8 |" in markdown
-    assert sorted(p.name for p in output.parent.iterdir()) == ["report.html", "report.md"]
+    assert sorted(p.suffix for p in output.parent.iterdir()) == [".csv", ".html", ".json", ".md"]
 
 
 def test_title_and_baseline(tmp_path):

@@ -18,7 +18,7 @@ from tuneval.report.tables import print_comparison
 
 
 def page_of(root, *runs, **options) -> str:
-    html, _ = write_report(tuple(runs), root / "out" / "report.html", "en", **options)
+    html, *_ = write_report(tuple(runs), root / "out" / "report.html", "en", **options)
     return html.read_text(encoding="utf-8")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import math
 import re
 import warnings
@@ -36,7 +39,7 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)>\n```\n# no headi
 def report(root: Path, *runs: Path, lang: str = "en", **options) -> Page:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        html, _ = write_report(tuple(runs), root / "out" / "report.html", lang, **options)
+        html, *_ = write_report(tuple(runs), root / "out" / "report.html", lang, **options)
     return Page(html.read_text(encoding="utf-8"))
 
 
@@ -69,7 +72,7 @@ def test_page_is_valid(page):
 
 def test_page_needs_nothing_from_outside(page):
     assert {tag for tag, _ in page.tags} & {"script", "iframe", "object", "embed", "img"} == set()
-    assert all(link.startswith("#") or link == "data:," for link in page.links), page.links
+    assert all(link.startswith(("#", "data:")) for link in page.links), page.links
     assert not re.search(r"url\((?!#)|@import", page.source)
     inside = {link[1:] for link in page.links if link.startswith("#")}
     assert inside <= set(page.ids)
@@ -83,6 +86,15 @@ def test_every_figure_has_words(page):
     labels = [values.get("aria-label", "") for tag, values in page.tags if values.get("role") == "img"]
     assert len(labels) == len(figures) and all(len(label) > 20 for label in labels)
     assert sum(tag == "svg" and values.get("class") != "swatch" for tag, values in page.tags) == len(figures)
+
+
+def test_every_figure_links_to_its_data(page, root):
+    """Data links hold what was drawn: the losses are those of metrics.jsonl."""
+    links = [v for tag, v in page.tags if tag == "a" and "download" in v]
+    assert [v["download"] for v in links] == [f"{v['id']}.csv" for tag, v in page.tags if tag == "figure"]
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(links[0]["href"].split("base64,")[1]).decode())))
+    losses = [float(row["loss"]) for row in rows if row["run"].startswith("LoRA")]
+    assert losses == [row["loss"] for row in read_jsonl(root / "run-lora" / "metrics.jsonl")]
 
 
 def test_the_check_of_tags_sees_a_fault():

@@ -12,10 +12,12 @@ from tuneval.report.sweep.render import write_sweep_report
 
 
 def main(parsed: Parsed) -> int:
-    """Write the page and its Markdown twin; their paths go to standard output."""
+    """Write the page and what stands beside it; the paths go to standard output."""
     config: ReportConfig = parsed.config
     problems = Problems()
-    problems.check(config.runs, "name at least one run folder: tuneval report RUN --output report.html")
+    problems.check(
+        config.runs or config.from_log, "name at least one run folder: tuneval report RUN --output report.html"
+    )
     problems.check(
         config.output.suffix.lower() in (".html", ".htm"),
         f"--output {config.output}: must end in .html; the Markdown twin is written beside it",
@@ -27,7 +29,9 @@ def main(parsed: Parsed) -> int:
     if len(config.runs) == 1 and is_sweep(config.runs[0]):
         paths = write_sweep_report(config.runs[0], config.output, config.lang, config.title)
     else:
-        paths = write_report(config.runs, config.output, config.lang, config.title, config.baseline)
+        paths = write_report(
+            config.runs, config.output, config.lang, config.title, config.baseline, logs=config.from_log
+        )
     for path in paths:
         console.out.print(str(path), markup=False)
     return 0

@@ -80,6 +80,11 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     return tuple(rows)
 
 
+def groups_of(subjects: dict[str, dict[str, Any]]) -> dict[str, str | list[str]]:
+    """Subject -> the categories it counts in, as results of any version hold them; for `evaluation.exam.categories`."""
+    return {name: facts.get("groups", facts["category"]) for name, facts in subjects.items()}
+
+
 @cache
 def settings() -> dict[str, Any]:
     """Flag of `tune` -> type of its value in JSON."""

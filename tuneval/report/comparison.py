@@ -10,7 +10,7 @@ from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation import stats
 from tuneval.evaluation.tasks import categories
-from tuneval.report.checks import read_predictions, read_result
+from tuneval.report.checks import groups_of, read_predictions, read_result
 from tuneval.report.records import Comparison, EvalResult, Prediction
 
 Asked = dict[tuple[str, str], tuple[str | None, str | None]]
@@ -40,7 +40,7 @@ def compare_results(a: Path, b: Path) -> Comparison:
         console.warn(
             f"{a} was scored in {result_a.dtype}, {b} in {result_b.dtype}; some letters may differ by that alone"
         )
-    groups = categories({s: facts["category"] for s, facts in result_b.subjects.items()})
+    groups = categories(groups_of(result_b.subjects))
     test, within = stats.compare(_right(rows_a.values()), _right(rows_a.values(), rows_b), groups)
     names = _names(a, b)
     return Comparison(

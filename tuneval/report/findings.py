@@ -8,6 +8,7 @@ from statistics import mean, median
 
 from tuneval.evaluation.stats import Paired, compare
 from tuneval.evaluation.tasks import categories
+from tuneval.report.checks import groups_of
 from tuneval.report.gather import Evaluation
 from tuneval.report.records import Prediction, Step
 
@@ -103,7 +104,11 @@ def pair(a: Evaluation, b: Evaluation) -> Pair:
     if first.keys() != second.keys():
         return Pair(reason="why_other_questions", reason_values={"n": len(first.keys() & second.keys())})
     right_a, right_b = _by_subject(first, first), _by_subject(second, first)
-    test, within = compare(right_a, right_b, categories(_category_of(b.result.subjects, right_a)))
+    test, within = compare(
+        right_a,
+        right_b,
+        categories(groups_of({name: facts for name, facts in b.result.subjects.items() if name in right_a})),
+    )
     return Pair(
         test=test,
         categories={name: Paired(**figures) for name, figures in within.items()},
@@ -139,7 +144,3 @@ def _by_subject(predictions: dict[tuple[str, str], Prediction], order) -> dict[s
     for key in order:
         right.setdefault(key[0], []).append(bool(predictions[key].correct))
     return right
-
-
-def _category_of(subjects: dict[str, dict], scored: dict[str, list[bool]]) -> dict[str, str]:
-    return {name: facts["category"] for name, facts in subjects.items() if name in scored and "category" in facts}

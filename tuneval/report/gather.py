@@ -68,7 +68,13 @@ class Gathered:
         return list(found)
 
 
-def gather(folders: tuple[Path, ...], baseline: Path | None, label_of) -> Gathered:
+def gather(
+    folders: tuple[Path, ...],
+    baseline: Path | None,
+    label_of,
+    from_logs: tuple[Run, ...] = (),
+    logged_baseline: dict[ExamKey, Evaluation] | None = None,
+) -> Gathered:
     """Read the run folders.
 
     Args:
@@ -76,6 +82,8 @@ def gather(folders: tuple[Path, ...], baseline: Path | None, label_of) -> Gather
         baseline: folder with results.json of the model before tuning (or a folder of such folders); None: the one that
             the runs name.
         label_of: RunRecord -> short name; runs with the same get their folder's name added.
+        from_logs: runs that logs tell of, to stand behind the folders'.
+        logged_baseline: results of the model before tuning that logs tell of, for exams no folder holds.
 
     Raises:
         UserError: a folder is no run folder, a file does not fit its schema, or the runs name different baselines.
@@ -90,11 +98,9 @@ def gather(folders: tuple[Path, ...], baseline: Path | None, label_of) -> Gather
     resolved = [folder.resolve() for folder in folders]
     problems.check(len(set(resolved)) == len(resolved), "the same run folder is given twice: leave one out")
     problems.raise_if_any()
-    runs = _distinct(tuple(read_run_folder(folder, label_of) for folder in folders))
-    if baseline is not None:
-        return Gathered(runs=runs, baseline=_given_baseline(baseline))
-    found, gone = _named_baseline(runs)
-    return Gathered(runs=runs, baseline=found, baseline_gone=gone)
+    runs = _distinct((*(read_run_folder(folder, label_of) for folder in folders), *from_logs))
+    found, gone = (_given_baseline(baseline), ()) if baseline is not None else _named_baseline(runs)
+    return Gathered(runs=runs, baseline={**(logged_baseline or {}), **found}, baseline_gone=gone)
 
 
 def read_run_folder(folder: Path, label_of) -> Run:

@@ -1,4 +1,4 @@
-"""Gathered runs -> one HTML page and its Markdown twin."""
+"""Gathered runs -> one HTML page, its Markdown twin, and the figures as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tuneval.files import atomic_file
-from tuneval.report.document import Document
+from tuneval.report.document import Document, csv_text
+from tuneval.report.findings import curve, pair
 from tuneval.report.gather import Gathered, gather
+from tuneval.report.logs import read_logs
 from tuneval.report.parts.samples import samples_section
 from tuneval.report.parts.scores import scores_section
 from tuneval.report.parts.setting import data_section, reproduce_section, settings_section, setup_section
@@ -40,9 +42,14 @@ SECTIONS = (
 
 
 def write_report(
-    runs: tuple[Path, ...], output: Path, lang: str, title: str | None = None, baseline: Path | None = None
-) -> tuple[Path, Path]:
-    """Read the run folders and write the page and its Markdown twin.
+    runs: tuple[Path, ...],
+    output: Path,
+    lang: str,
+    title: str | None = None,
+    baseline: Path | None = None,
+    logs: tuple[Path, ...] = (),
+) -> tuple[Path, ...]:
+    """Read the run folders and write the page and what stands beside it.
 
     Args:
         runs: run folders, in the order to show.
@@ -50,21 +57,34 @@ def write_report(
         lang: `zh` or `en`.
         title: heading; None: one made from the model and the methods.
         baseline: folder with results.json of the model before tuning; None: the one that the runs name.
+        logs: logs of runs made elsewhere, as `report.logs` reads them.
 
     Returns:
-        The two files.
+        The files: HTML, Markdown, CSV, JSON.
 
     Raises:
         UserError: a folder or file that is not what it should be.
     """
     t = Words(lang)
-    gathered = gather(runs, baseline, lambda record: label_of(record, t))
-    document = build(gathered, t, title)
-    markdown = output.with_suffix(".md")
-    for path, text in ((output, to_html(document)), (markdown, to_markdown(document))):
+    from_logs, logged_baseline = read_logs(logs)
+    gathered = gather(runs, baseline, lambda record: label_of(record, t), from_logs, logged_baseline)
+    document, figures = build(gathered, t, title), run_figures(gathered)
+    rows = [list(figures[0]), *([row[name] for name in figures[0]] for row in figures)]
+    texts = {
+        output: to_html(document),
+        output.with_suffix(".md"): to_markdown(document),
+        output.with_suffix(".csv"): csv_text(rows[0], rows[1:]),
+        output.with_suffix(".json"): to_json(document, runs=figures),
+    }
+    write_all(texts)
+    return tuple(texts)
+
+
+def write_all(texts: dict[Path, str]) -> None:
+    """Write every file whole, as text that any reader takes."""
+    for path, text in texts.items():
         with atomic_file(path) as file:
             file.write(printable(text))
-    return output, markdown
 
 
 def build(gathered: Gathered, t: Words, title: str | None = None) -> Document:
@@ -72,7 +92,9 @@ def build(gathered: Gathered, t: Words, title: str | None = None) -> Document:
     records = [run.record for run in gathered.runs]
     models = t.listed(list(dict.fromkeys(model_name(r.model) for r in records)))
     methods = t.listed(list(dict.fromkeys(t(r.method) if t.has(r.method) else r.method for r in records)))
-    subtitle = f"{t('title_run', model=models, methods=methods)} · {t('started', date=records[0].created[:10])}"
+    subtitle = t("title_run", model=models, methods=methods)
+    if records[0].created:
+        subtitle += f" · {t('started', date=records[0].created[:10])}"
     return Document(
         lang=t("language_tag"),
         title=title or t("report_title"),
@@ -82,6 +104,37 @@ def build(gathered: Gathered, t: Words, title: str | None = None) -> Document:
         contents=t("contents"),
         words={"prompt": t("prompt"), "figures_in_html": t("figures_in_html"), "data_link": t("data_link")},
     )
+
+
+def run_figures(gathered: Gathered) -> list[dict[str, Any]]:
+    """Every run's main figures, as JSON values; scores of every exam with their paired test against the baseline."""
+    rows = []
+    for run in gathered.runs:
+        trained, record = curve(run.steps), run.record
+        row = {
+            "run": run.label,
+            "folder": str(run.folder),
+            "method": record.method,
+            "model": record.model.get("path"),
+            "lr": record.config.get("lr"),
+            "global_batch_size": record.config.get("global_batch_size"),
+            "trainable_parameters": record.parameters.get("trainable"),
+            "steps": None if trained is None else trained.steps,
+            "training_loss_first": None if trained is None else trained.first,
+            "training_loss_last": None if trained is None else trained.last,
+            "validation_loss": run.validations[-1].loss if run.validations else None,
+            "seconds": None if trained is None else trained.seconds,
+            "tokens_per_second": None if trained is None else trained.tokens_per_second,
+            "peak_memory_bytes": None if trained is None else trained.peak_memory_bytes,
+        }
+        for key in gathered.exams:
+            name, before, after = "-".join(map(str, key)), gathered.baseline.get(key), run.evaluations.get(key)
+            test = pair(before, after).test if before is not None and after is not None else None
+            row[f"{name} before"] = None if before is None else before.result.micro["accuracy"]
+            row[f"{name} after"] = None if after is None else after.result.micro["accuracy"]
+            row[f"{name} p_value"] = None if test is None else test.p_value
+        rows.append(row)
+    return rows
 
 
 def to_html(document: Document) -> str:

@@ -26,6 +26,7 @@ WORDS: dict[str, tuple[str, str]] = {
     # methods
     "full": ("全参数微调", "full fine-tuning"),
     "lora": ("LoRA 微调", "LoRA"),
+    "unknown": ("方法未记录的微调", "tuning of an unrecorded method"),
     "label_full": ("全参数", "full"),
     "label_lora": ("LoRA r={r}", "LoRA r={r}"),
     "model_before": ("微调前", "the model before tuning"),
@@ -159,6 +160,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "fig_no_points": ("未进行验证。", "No validation was run."),
     "fig_per_sample": ("单位：nat；先在样本内按词元平均，再按样本平均。", "Nats: the mean over samples of each sample's mean over its trained tokens."),
     "fig_per_token": ("单位：nat/词元。", "Nats per trained token."),
+    "fig_per_micro-batch": ("单位：nat；各微批内按词元平均，再对微批平均（日志所记）。", "Nats: the mean over micro-batches of each one's mean over its trained tokens, as logged."),
+    "fig_per_unknown": ("损失如日志所记，平均方式未记录。", "The loss as logged; how it is averaged is not recorded."),
     "fig_lanes": ("各实验量级不同，分别作图。", "The runs differ in scale, so each has a panel of its own."),
     "fig_changes": ("{exam}：差值（百分点）与 95% 配对区间", "{exam}: change in points, 95% paired intervals"),
     "fig_changes_note": ("区间未作多重比较校正；跨过 0 的区间与“没有变化”相容。", "Intervals are not corrected for their number; one that crosses 0 is compatible with no change."),

@@ -6,7 +6,7 @@ from itertools import combinations
 
 from tuneval.report import plots
 from tuneval.report import words as spell
-from tuneval.report.document import Figure, Figures, Section, Table, Text
+from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
 from tuneval.report.findings import SIGNIFICANCE, holm, in_order, pair
 from tuneval.report.gather import Evaluation, ExamKey, Gathered
 from tuneval.report.legend import legend_key
@@ -94,6 +94,7 @@ def _score_figure(name: str, number: int, columns: list[Column], t: Words) -> Fi
         alt=_alt(title, rows, columns, spell.percent, t),
         svg=plots.dots(rows, name=f"scores-{number}", line=chance, line_label=f"{t('chance')} {100 * chance:.0f}%"),
         legend=tuple(legend_key(label, c) for c, label, _ in columns),
+        data=_csv("accuracy", rows, columns),
     )
 
 
@@ -128,7 +129,19 @@ def _change_figure(name: str, number: int, columns: list[Column], t: Words):
             x_format=lambda share: f"{100 * share:+.0f}".replace("-", "−") if share else "0",
         ),
         legend=tuple(legend_key(label, c) for c, label, _ in shown),
+        data=_csv("difference", rows, shown),
     )
+
+
+def _csv(name: str, rows: list, columns: list[Column]) -> str:
+    """The dots with their intervals."""
+    body = [
+        (label, column[1], dot.value, dot.low, dot.high)
+        for label, dots in rows
+        for column, dot in zip(columns, dots)
+        if dot is not None
+    ]
+    return csv_text(("category", "model", name, "low", "high"), body)
 
 
 def _alt(title: str, rows: list, columns: list[Column], spelled, t: Words) -> str:

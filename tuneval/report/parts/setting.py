@@ -49,7 +49,7 @@ def _data_column(run: Run, t: Words) -> dict[str, str]:
         t("data_duplicates"): _count(data.get("duplicates"), t),
         t("data_packed"): t.named("packed", data["packed"]) if "packed" in data else t("missing"),
         t("data_split"): t.or_missing(run.record.config.get("split")),
-        t("data_train"): f"{run.record.train_samples:,}",
+        t("data_train"): f"{run.record.train_samples:,}" if run.record.train_samples else t("missing"),
     }
 
 
@@ -86,7 +86,7 @@ def _setup_column(run: Run, t: Words) -> dict[str, str]:
         t("set_method"): t(record.method) if t.has(record.method) else record.method,
         t("set_model"): t.or_missing(record.model.get("path")),
         t("set_kind"): t.or_missing(record.model.get("kind")),
-        t("set_dtype"): "fp32" if config.get("fp32") else "fp16" if config.get("fp16") else "bf16",
+        t("set_dtype"): _dtype(config, t),
         t("set_lr"): _learning_rate(run, t),
         t("set_warmup"): _warmup(config, t),
         t("set_batch"): t.or_missing(config.get("global_batch_size")),
@@ -102,6 +102,11 @@ def _setup_column(run: Run, t: Words) -> dict[str, str]:
         column[t("set_targets")] = t.listed(list(config.get("lora_target_modules") or [])) or t("set_targets_all")
     column[t("set_git")] = t.or_missing(record.git)
     return column
+
+
+def _dtype(config: dict, t: Words) -> str:
+    given = next((name for name in ("fp32", "fp16", "bf16") if config.get(name)), None)
+    return given or ("bf16" if config.get("load") else t("missing"))
 
 
 def _learning_rate(run: Run, t: Words) -> str:
@@ -130,7 +135,7 @@ def _machine_column(record: RunRecord, t: Words) -> dict[str, str]:
 
 def reproduce_section(gathered: Gathered, t: Words) -> Section:
     """The commands as recorded, those of the evaluations, and every hash."""
-    recorded = [(run.label, command_text(run.record.command)) for run in gathered.runs]
+    recorded = [(run.label, command_text(run.record.command) or t("missing")) for run in gathered.runs]
     rebuilt = [(t("preprocess"), _rebuilt("preprocess", PreprocessConfig, run.preprocess)) for run in gathered.runs]
     for label, evaluation in _evaluations(gathered, t):
         rebuilt.append((label, _rebuilt("evaluate", EvaluateConfig, evaluation.result.config)))
@@ -192,8 +197,8 @@ def _hashes(gathered: Gathered, t: Words):
     for label, evaluation in _evaluations(gathered, t):
         result = evaluation.result
         exam = exam_name((result.task, result.style, result.shots, result.split), gathered.exams, t)
-        found.setdefault(t("hash_exam", exam=exam), {})[label] = result.data_sha256
-        found.setdefault(t("hash_prompts", exam=exam), {})[label] = result.prompt_sha256
+        found.setdefault(t("hash_exam", exam=exam), {})[label] = t.or_missing(result.data_sha256)
+        found.setdefault(t("hash_prompts", exam=exam), {})[label] = t.or_missing(result.prompt_sha256)
     for name, by_run in found.items():
         if len(set(by_run.values())) == 1:
             yield name, next(iter(by_run.values()))

@@ -86,11 +86,21 @@ def _tiles(run: Run, gathered: Gathered, t: Words):
             note = f"{interval}\n{t(mark)}"
             yield Tile(label=t("tile_difference"), value=spell.points(tested.difference), note=note)
     if trained:
-        yield Tile(label=t("tile_speed"), value=spell.number(float(trained.tokens_per_second)))
-        yield Tile(label=t("tile_memory"), value=spell.gib(trained.peak_memory_bytes))
+        yield Tile(label=t("tile_speed"), value=speed_text(trained.tokens_per_second, t))
+        yield Tile(label=t("tile_memory"), value=memory_text(trained.peak_memory_bytes, t))
     total, trainable = run.record.parameters.get("total"), run.record.parameters.get("trainable")
     if total and trainable is not None:
         yield Tile(label=t("tile_trainable"), value=share(trainable, total), note=f"{trainable:,} / {total:,}")
+
+
+def speed_text(tokens_per_second: float, t: Words) -> str:
+    """Tokens per second; logs of other programs don't say."""
+    return spell.number(float(tokens_per_second)) if math.isfinite(tokens_per_second) else t("missing")
+
+
+def memory_text(peak_bytes: int, t: Words) -> str:
+    """Peak memory; logs of other programs may not say."""
+    return spell.gib(peak_bytes) if peak_bytes else t("missing")
 
 
 def share(part: int, whole: int) -> str:
@@ -119,7 +129,7 @@ def _say_training(run: Run, t: Words):
         trainable=f"{trainable:,}" if trainable is not None else t("missing"),
         total=f"{total:,}" if total else t("missing"),
         share=share(trainable, total) if total and trainable is not None else t("missing"),
-        samples=f"{record.train_samples:,}",
+        samples=f"{record.train_samples:,}" if record.train_samples else t("missing"),
         steps=f"{trained.steps:,}",
         seen=f"{trained.samples:,}",
     )
@@ -133,13 +143,13 @@ def _say_training(run: Run, t: Words):
     else:
         yield t("say_loss_single" if trained.window == 1 else "say_loss", **ends, **_only(trained.window))
     if not math.isfinite(trained.seconds):
-        yield t("say_speed_unknown", memory=spell.gib(trained.peak_memory_bytes))
+        yield t("say_speed_unknown", memory=memory_text(trained.peak_memory_bytes, t))
         return
     yield t(
         "say_speed",
         time=t.seconds(trained.seconds),
-        speed=spell.number(float(trained.tokens_per_second)),
-        memory=spell.gib(trained.peak_memory_bytes),
+        speed=speed_text(trained.tokens_per_second, t),
+        memory=memory_text(trained.peak_memory_bytes, t),
     )
 
 

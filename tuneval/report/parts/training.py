@@ -9,11 +9,11 @@ from statistics import median
 
 from tuneval.report import plots
 from tuneval.report import words as spell
-from tuneval.report.document import Figure, Figures, Section, Table, Text
+from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
 from tuneval.report.findings import curve, smoothing
 from tuneval.report.gather import Gathered, Run
 from tuneval.report.legend import legend_key
-from tuneval.report.parts.summary import share
+from tuneval.report.parts.summary import memory_text, share, speed_text
 from tuneval.report.records import Step
 from tuneval.report.words import Words
 
@@ -30,15 +30,28 @@ def training_section(gathered: Gathered, t: Words) -> Section:
 
 
 def _figures(runs: list[tuple[int, Run]], t: Words):
-    weights = dict.fromkeys(run.record.config.get("loss_reduction", "token") for _, run in runs)
+    weights = dict.fromkeys(run.record.config.get("loss_reduction", "token") or "unknown" for _, run in runs)
     loss_notes = [t(f"fig_per_{weight}") for weight in weights]
     loss_notes.append(t("fig_points") if any(run.validations for _, run in runs) else t("fig_no_points"))
     yield _curve_figure("loss", runs, lambda s: s.loss, "{:g}".format, t, notes=loss_notes, smooth=True)
     yield _curve_figure("lr", runs, lambda s: s.lr, spell.rate, t, split=True, from_zero=True)
     yield _curve_figure("grad", runs, lambda s: s.grad_norm, "{:g}".format, t, split=True, smooth=True, from_zero=True)
-    yield _curve_figure("speed", runs, lambda s: s.tokens_per_second, "{:,.0f}".format, t, smooth=True, from_zero=True)
-    yield _time_figure(runs, t)
-    yield _curve_figure("memory", runs, lambda s: s.peak_memory_bytes / 2**30, "{:g}".format, t, from_zero=True)
+    yield from _recorded_figures(runs, t)
+
+
+def _recorded_figures(runs: list[tuple[int, Run]], t: Words):
+    """What the logs of other programs may lack: speed, time, memory; each of the runs that have it."""
+    speed = [(i, run) for i, run in runs if any(math.isfinite(s.tokens_per_second) for s in run.steps)]
+    timed = [(i, run) for i, run in runs if all(math.isfinite(s.seconds) for s in run.steps)]
+    memory = [(i, run) for i, run in runs if any(s.peak_memory_bytes for s in run.steps)]
+    if speed:
+        yield _curve_figure(
+            "speed", speed, lambda s: s.tokens_per_second, "{:,.0f}".format, t, smooth=True, from_zero=True
+        )
+    if timed:
+        yield _time_figure(timed, t)
+    if memory:
+        yield _curve_figure("memory", memory, lambda s: s.peak_memory_bytes / 2**30, "{:g}".format, t, from_zero=True)
 
 
 def _curve_figure(
@@ -72,6 +85,7 @@ def _curve_figure(
             series, name=name, x_label=t("step_axis"), y_format=y_format, smooth=width, from_zero=from_zero, lanes=lanes
         ),
         legend=tuple(legend_key(run.label, i) for i, run in runs) if len(runs) > 1 else (),
+        data=csv_text(("run", "step", name), [(one.label, x, y) for one in series for x, y in zip(one.x, one.y)]),
     )
 
 
@@ -96,6 +110,10 @@ def _time_figure(runs: list[tuple[int, Run]], t: Words) -> Figure:
         alt=_alt(t("fig_time"), series, "{:.2f}".format, t(unit), t),
         svg=plots.curves(series, name="time", x_label=t(unit), y_format="{:g}".format),
         legend=tuple(legend_key(run.label, i) for i, run in runs) if len(runs) > 1 else (),
+        data=csv_text(
+            ("run", unit.removesuffix("_axis") + "s", "mean loss"),
+            [(one.label, x, y) for one in series for x, y in zip(one.x, one.y)],
+        ),
     )
 
 
@@ -126,6 +144,11 @@ def _key_table(runs: list[Run], t: Words) -> Table:
     return Table(title=t("tab_key"), head=(t("item"), *(run.label for run in runs)), rows=rows)
 
 
+def _count(n: int, t: Words) -> str:
+    """A log that does not say leaves 0."""
+    return f"{n:,}" if n else t("missing")
+
+
 def _key_column(run: Run, t: Words) -> dict[str, str]:
     trained = curve(run.steps)
     assert trained is not None
@@ -139,10 +162,10 @@ def _key_column(run: Run, t: Words) -> dict[str, str]:
         t("loss_last"): spell.loss(trained.last),
         t("val_loss"): " → ".join(dict.fromkeys(validations)) or t("no_validation"),
         t("max_grad"): t("missing") if trained.max_grad_norm is None else spell.number(float(trained.max_grad_norm)),
-        t("seen_samples"): f"{trained.samples:,}",
-        t("seen_tokens"): f"{trained.tokens:,}",
-        t("seen_trained"): f"{trained.trained_tokens:,}",
+        t("seen_samples"): _count(trained.samples, t),
+        t("seen_tokens"): _count(trained.tokens, t),
+        t("seen_trained"): _count(trained.trained_tokens, t),
         t("wall_time"): t.seconds(trained.seconds),
-        t("median_speed"): spell.number(float(trained.tokens_per_second)),
-        t("peak_memory"): spell.gib(trained.peak_memory_bytes),
+        t("median_speed"): speed_text(trained.tokens_per_second, t),
+        t("peak_memory"): memory_text(trained.peak_memory_bytes, t),
     }

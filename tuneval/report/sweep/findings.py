@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tuneval.evaluation.sign_flip import Difference, paired_difference, sign_flip
 from tuneval.evaluation.tasks import categories
+from tuneval.report.checks import groups_of
 from tuneval.report.findings import holm
 from tuneval.report.gather import Evaluation
 from tuneval.report.sweep.gather import PointResult, Setting, SweepResult
@@ -269,9 +270,8 @@ def _right(evaluation: Evaluation) -> dict[Question, bool]:
 
 
 def _by_category(counts: dict[Question, int], evaluation: Evaluation, runs: int) -> dict[str, Difference]:
-    subjects = {name: facts["category"] for name, facts in evaluation.result.subjects.items()}
     found = {}
-    for category, members in categories(subjects).items():
+    for category, members in categories(groups_of(evaluation.result.subjects)).items():
         chosen = [n for (subject, _), n in counts.items() if subject in set(members)]
         if chosen:
             found[category] = paired_difference(chosen, runs)

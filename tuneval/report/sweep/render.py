@@ -7,12 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tuneval.files import atomic_file
 from tuneval.report.document import Code, Document, Section, Text, csv_text
 from tuneval.report.gather import Gathered, Run
 from tuneval.report.parts.samples import samples_section
 from tuneval.report.parts.setting import command_text, reproduce_section, settings_section, setup_section
-from tuneval.report.render import printable, to_html, to_json, to_markdown
+from tuneval.report.render import to_html, to_json, to_markdown, write_all
 from tuneval.report.sweep import spelling
 from tuneval.report.sweep.axes import effects_section
 from tuneval.report.sweep.gather import PointResult, Setting, SweepResult, gather_sweep
@@ -47,9 +46,7 @@ def write_sweep_report(folder: Path, output: Path, lang: str, title: str | None 
         output.with_suffix(".csv"): points_csv(sweep),
         output.with_suffix(".json"): to_json(document, points=points_data(sweep)),
     }
-    for path, text in texts.items():
-        with atomic_file(path) as file:
-            file.write(printable(text))
+    write_all(texts)
     return tuple(texts)
 
 
