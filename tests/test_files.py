@@ -87,6 +87,14 @@ def test_a_path_below_a_file_is_told(tmp_path, make):
     assert str(tmp_path / "file") in tell(caught.value) and "a part of this path is a file" in tell(caught.value)
 
 
+@pytest.mark.parametrize("make", [files.atomic_file, files.atomic_folder])
+@pytest.mark.parametrize("path", [".", "..", "/", "a/.."])
+def test_the_folder_one_stands_in_is_not_replaced(make, path):
+    with pytest.raises(OSError, match="can't be replaced") as caught, make(path):
+        pass
+    assert tell(caught.value).endswith("give the name of a new one")
+
+
 def test_every_errors_text_has_path_reason_and_remedy():
     full = OSError(errno.ENOSPC, "No space left on device", "out/model")
     assert tell(full) == "out/model: No space left on device: free some space, or choose a folder on another disk"

@@ -50,6 +50,7 @@ _REMEDIES = {
     errno.EROFS: "choose a folder that can be written",
     errno.ENOTDIR: "a part of this path is a file; choose another",
     errno.EISDIR: "give a file, not a folder",
+    errno.EBUSY: "give the name of a new one",
     errno.EEXIST: "a file is in the way; choose another path, or remove it",
     errno.ENOENT: "check the path",
     errno.ENAMETOOLONG: "choose a shorter name",

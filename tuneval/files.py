@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,8 +20,8 @@ from tuneval.errors import UserError
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path`; publish it by rename when the block ends well, else remove it."""
     path = Path(path)
+    temporary = _neighbour(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(temporary, mode, **options) as file:
@@ -34,6 +35,12 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):  # where it could not be made, it can't be removed
             temporary.unlink(missing_ok=True)
+
+
+def _neighbour(path: Path, ending: str = "partial") -> Path:
+    if path.name in ("", ".."):  # `.`, `..`, `/`
+        raise OSError(errno.EBUSY, "the current folder, or one above it, can't be replaced", str(path))
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def _name(error: OSError, temporary: Path, path: Path) -> None:
@@ -50,13 +57,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     An existing folder at `path` is replaced only after the new one is complete.
     """
     path = Path(path)
+    temporary = _neighbour(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         temporary.mkdir()
         yield temporary
         if path.exists():
-            replaced = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.replaced")
+            replaced = _neighbour(path, "replaced")
             os.rename(path, replaced)
             os.rename(temporary, path)
             shutil.rmtree(replaced)
@@ -143,6 +150,25 @@ def _digest(file: IO[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
 def sha256_json(value: Any) -> str:
     """Hash of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now what writing a file would raise after hours of work.
+
+    Raises:
+        OSError: the file can't be made there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    trial = _neighbour(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        trial.touch()
+    except OSError as error:
+        _name(error, trial, path)
+        raise
+    trial.unlink()
 
 
 def check_free_space(folder: str | Path, needed_bytes: int, what: str) -> None:

@@ -88,6 +88,11 @@ def test_a_file_is_answered_in_its_order_whatever_the_batch(folder, tmp_path, ca
         (["--prompt", "a", "--prompt-type", "qwne"], "qwen"),
         (["--prompt", "A. " * 600], "the model has 512 positions"),
         (["--input", "nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),
+        (["--prompt", "a\ud83d"], "--prompt: has half a character"),
+        (["--prompt", "a", "--system", "a\udcff"], "--system: has half a character"),
+        (["--prompt", "a", "--seed", "-1"], "--seed -1: must be from 0"),
+        (["--prompt", "a", "--seed", str(2**70)], "must be from 0 to below 2**63"),
+        (["--prompt", "a", "--top-p", "nan"], "--top-p nan: must be above 0"),
     ],
 )
 def test_bad_flags_are_refused(folder, capsys, flags, words):
@@ -163,3 +168,52 @@ def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
     write_jsonl(prompts, [{"prompt": "two plus two?"}])
     assert run(folder, "--input", str(prompts), "--before", str(before)) == 2
     assert "its prompts are not those of --input" in capsys.readouterr().err
+
+
+def test_what_would_fail_after_the_answers_fails_before_the_model_is_loaded(folder, tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    write_jsonl(source, [{"prompt": "two?"}])
+    (tmp_path / "a folder").mkdir()
+    for output, words in (
+        (tmp_path / "a folder", "give a file, not a folder"),
+        (source / "below" / "out.jsonl", "a part of this path is a file"),
+        (source, "is --input; choose another file"),
+    ):
+        assert run(folder, "--input", str(source), "--output", str(output)) == 2
+        error = capsys.readouterr().err
+        assert words in error and "loading" not in error, error
+    assert read_jsonl(source) == [{"prompt": "two?"}] and list((tmp_path / "a folder").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "empty; it needs a line such as"),
+        ("\n\n", "empty; it needs a line such as"),
+        ('{"prompt": "\\ud83d"}', "line 1: has half a character"),
+        ('{"prompt": "a", "note": "\\ud83d"}', "line 1: has half a character"),
+        ('{"messages": {"role": "user"}}', "line 1: `messages` must be a list of objects"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, '
+         '{"role": "user", "content": "c"}]}', "line 1: after a system message at most, user and assistant must"),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "must take turns"),
+    ],
+)  # fmt: skip
+def test_odd_inputs_are_told_before_the_model_is_loaded(folder, tmp_path, capsys, text, words):
+    (tmp_path / "in.jsonl").write_text(text)
+    assert run(folder, "--input", str(tmp_path / "in.jsonl")) == 2
+    error = capsys.readouterr().err
+    assert words in error and "loading" not in error, error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "7\n", '{"prompt": "two?"}', '{"prompt": "two?", "response": 7}', '{"prompt": "x", "response": "y"}', None],
+)
+def test_odd_earlier_answers_are_told(folder, tmp_path, capsys, text):
+    write_jsonl(tmp_path / "in.jsonl", [{"prompt": "two?"}])
+    before = tmp_path / "before.jsonl"
+    if text is not None:
+        before.write_text(text)
+    assert run(folder, "--input", str(tmp_path / "in.jsonl"), "--before", str(before)) == 2
+    error = capsys.readouterr().err
+    assert str(before) in error and "loading" not in error, error

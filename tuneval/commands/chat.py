@@ -8,6 +8,7 @@ from tuneval import console
 from tuneval.checkpoints.load import load_model
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import ChatConfig
+from tuneval.data.records import is_text
 from tuneval.errors import UserError
 from tuneval.inference.chat import Chat, run_chat, typed_lines
 from tuneval.inference.generate import check_sampling, choose_template
@@ -16,6 +17,8 @@ from tuneval.inference.generate import check_sampling, choose_template
 def main(parsed: Parsed) -> None:
     config: ChatConfig = parsed.config
     check_sampling(config.sampling)
+    if not is_text(config.system or ""):
+        raise UserError("--system: has half a character (a surrogate by itself), which is no text")
     if config.sampling.num_beams > 1:
         raise UserError(
             "--num-beams: chat shows an answer as it comes, and beams end together; tuneval generate has them"
@@ -25,7 +28,9 @@ def main(parsed: Parsed) -> None:
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = choose_template(loaded, config.prompt_type)
     chat = Chat(loaded, template, config.sampling, config.system)
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become a mark, not the end of the talk
     if terminal:
         console.note(f"template {template.name}, {config.dtype}. /help lists the commands, Ctrl-D leaves.")
-    run_chat(chat, typed_lines() if terminal else iter(sys.stdin), show_speed=terminal)
+    run_chat(chat, typed_lines() if terminal else iter(sys.stdin or ()), show_speed=terminal)

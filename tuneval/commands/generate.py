@@ -12,24 +12,25 @@ from typing import Any
 
 from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.commands.generate_input import earlier_answers, read_input
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import GenerateConfig
-from tuneval.data.records import BadRow, Message, read_rows
+from tuneval.data.records import Message
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
-from tuneval.files import read_jsonl, write_jsonl
+from tuneval.files import check_writable, write_jsonl
 from tuneval.inference.generate import TextStream, check_sampling, choose_template, generate, positions_limit
 from tuneval.report.records import SampleAnswer
-
-ROLES = ("system", "user", "assistant")
 
 
 def main(parsed: Parsed) -> None:
     config: GenerateConfig = parsed.config
     _check(config)
-    rows = [{"prompt": config.prompt}] if config.input is None else list(read_rows(config.input))
-    conversations = _conversations(rows, config)
-    earlier = None if config.before is None else _earlier_answers(rows, config)
+    rows, conversations = read_input(config)
+    earlier = None if config.before is None else earlier_answers(rows, config)
+    output = config.output if earlier is None else config.output or config.load / "samples.jsonl"
+    if output is not None:
+        check_writable(output)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
@@ -42,7 +43,7 @@ def main(parsed: Parsed) -> None:
         return
     answers = answer_all(loaded, prompts, config, stops)
     if earlier is None:
-        _write([{**row, "response": a.text, "stopped": a.stopped} for row, a in zip(rows, answers)], config.output)
+        _write([{**row, "response": a.text, "stopped": a.stopped} for row, a in zip(rows, answers)], output)
         return
     samples = [
         SampleAnswer(
@@ -55,7 +56,7 @@ def main(parsed: Parsed) -> None:
         )
         for row, before, answer in zip(rows, earlier, answers)
     ]
-    _write([asdict(sample) for sample in samples], config.output or config.load / "samples.jsonl")
+    _write([asdict(sample) for sample in samples], output)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ def _check(config: GenerateConfig) -> None:
         config.before is None or (config.input is not None and config.load.is_dir()),
         "--before: goes with --input FILE.jsonl and a run folder to --load",
     )
+    problems.check(
+        config.output is None or config.input is None or config.output.resolve() != config.input.resolve(),
+        f"--output {config.output}: is --input; choose another file",
+    )
     problems.check(config.batch_size >= 1, f"--batch-size {config.batch_size}: must be at least 1")
     given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
     problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
@@ -113,56 +118,6 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
     if config.sampling.greedy:
         sampling = {k: v for k, v in sampling.items() if k in ("greedy", "max_new_tokens")}
     return {k: v for k, v in {**own, **sampling}.items() if v is not None and v is not False}
-
-
-def _earlier_answers(rows: list[Any], config: GenerateConfig) -> list[dict[str, Any]]:
-    """Every row of `--before`, whose prompts must be the input's."""
-    answered = read_jsonl(config.before)
-    same = [row.get("prompt") for row in answered] == [row.get("prompt") for row in rows]
-    if not same or any("prompt" not in row or "response" not in row for row in answered):
-        raise UserError(
-            f"--before {config.before}: its prompts are not those of --input {config.input}. Answer that file with the "
-            "model before tuning: tuneval generate --load MODEL --input FILE --output BEFORE"
-        )
-    return answered
-
-
-def _conversations(rows: list[Any], config: GenerateConfig) -> list[list[Message]]:
-    """Messages of every row; with --raw one user message, the text."""
-    problems, conversations = Problems(), []
-    for number, row in enumerate(rows, 1):
-        messages = _messages(row, config)
-        if isinstance(messages, str):
-            problems.add(f"{config.input}: line {number}: {messages}")
-        else:
-            conversations.append(messages)
-    problems.raise_if_any()
-    return conversations
-
-
-def _messages(row: Any, config: GenerateConfig) -> list[Message] | str:
-    """The row's messages, or what is wrong with it."""
-    if isinstance(row, BadRow):
-        return row.reason
-    if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-        return "must be an object with `prompt` or `messages`"
-    if "prompt" in row:
-        turns = [{"role": "user", "content": row["prompt"]}]
-    elif config.raw:
-        return "has `messages`, which --raw can't render; give `prompt`"
-    else:
-        turns = row["messages"]
-    try:
-        messages = [Message(turn["role"], turn["content"]) for turn in turns]
-    except (TypeError, KeyError):
-        return "`messages` must be a list of objects with `role` and `content`"
-    if not messages or any(m.role not in ROLES or not isinstance(m.content, str) for m in messages):
-        return f"roles must be {', '.join(ROLES)} and contents must be text"
-    if messages[-1].role != "user":
-        return "the last message must be the user's"
-    if config.system is not None and messages[0].role != "system":
-        messages.insert(0, Message("system", config.system))
-    return messages
 
 
 def _prompt_ids(messages: list[Message], loaded: Loaded, template: Template | None) -> list[int]:

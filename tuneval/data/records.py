@@ -139,11 +139,18 @@ def _check_row(row: Any, required: tuple[str, ...]) -> None:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadRow("wrong type")
+    if not is_text(value):
+        raise BadRow("half a character")
+    return value
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON's \\ud83d without its other half can't, and no tokenizer takes it."""
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON's \ud83d without its other half: no tokenizer takes it
-        raise BadRow("half a character") from None
-    return value
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _list(value: Any) -> list:

@@ -13,7 +13,7 @@ from tuneval.checkpoints.load import Loaded
 from tuneval.config.schema import SamplingConfig
 from tuneval.data.records import Message
 from tuneval.data.template import Template
-from tuneval.errors import UserError
+from tuneval.errors import UserError, tell
 from tuneval.files import write_jsonl
 from tuneval.inference.generate import TextStream, generate, positions_limit
 
@@ -177,9 +177,11 @@ def _save(chat: Chat, name: str) -> None:
         raise UserError("/save: give a file name, such as /save talk.jsonl")
     if not chat.turns:
         raise UserError("/save: nothing was said yet")
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         write_jsonl(path, [{"messages": [{"role": m.role, "content": m.content} for m in chat.messages()]}])
     except OSError as error:
-        raise UserError(f"/save {name}: {error.strerror}") from None
+        raise UserError(f"/save {name}: {tell(error)}") from None
+    except RuntimeError as error:  # ~ of a user that is not there
+        raise UserError(f"/save {name}: {error}") from None
     console.note(f"saved {path}")
