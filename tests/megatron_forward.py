@@ -17,10 +17,11 @@ def megatron_logits(folder):
     states = [torch.load(file, weights_only=False) for file in files]
     args = states[0]["args"]
     tp, pp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size
-    grid = {(int(f.parent.name[8:10]), int(f.parent.name[11:] or 0)): s["model"] for f, s in zip(files, states)}
-    x = torch.cat([grid[t, 0]["embedding.word_embeddings.weight"] for t in range(tp)])[IDS[0]]  # [token, hidden]
-    for stage in range(pp):
-        ranks = [grid[t, stage] for t in range(tp)]
+    grid = {(int(f.parent.name[8:10]), int(f.parent.name[11:] or 0)): s for f, s in zip(files, states)}
+    keys = [f"model{i}" for i in range(args.virtual_pipeline_model_parallel_size or 0)] or ["model"]
+    pieces = [[grid[t, stage][key] for t in range(tp)] for key in keys for stage in range(pp)]  # in the model's order
+    x = torch.cat([rank["embedding.word_embeddings.weight"] for rank in pieces[0]])[IDS[0]]  # [token, hidden]
+    for ranks in pieces:
         for layer in range(sum(".input_layernorm." in name for name in ranks[0])):
             own = [
                 {n.split(".", 3)[3]: w for n, w in r.items() if n.startswith(f"decoder.layers.{layer}.")} for r in ranks
@@ -29,7 +30,7 @@ def megatron_logits(folder):
             x = x + attention(h, own, args) + own_bias(own[0], "self_attention.linear_proj")
             h = rms_norm(x, own[0]["pre_mlp_layernorm.weight"], args.norm_epsilon)
             x = x + sum(mlp(h, w, args) for w in own) + own_bias(own[0], "mlp.linear_fc2")
-    ranks = [grid[t, pp - 1] for t in range(tp)]
+    ranks = pieces[-1]
     x = rms_norm(x, ranks[0]["decoder.final_layernorm.weight"], args.norm_epsilon)
     tied_alone = not args.untie_embeddings_and_output_weights and pp == 1
     head = "embedding.word_embeddings.weight" if tied_alone else "output_layer.weight"

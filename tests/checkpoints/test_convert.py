@@ -91,6 +91,30 @@ def test_shards_compute_what_transformers_computes(tmp_path, family, changes, tp
     torch.testing.assert_close(megatron_logits(tmp_path / "mcore"), hf_logits(tmp_path / "hf"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("tp", "pp", "each"), [(1, 2, 1), (2, 2, 3)])
+def test_virtual_stages_compute_what_transformers_computes(tmp_path, tied, tp, pp, each):
+    """Stage 0 holds layers 0, 2, 4, ... (or 0-2 and 6-8), stage 1 the others, in pieces of their own."""
+    source = hf_folder(tmp_path / "hf", "qwen2", num_hidden_layers=12, tie_word_embeddings=tied)
+    to_mcore(source, tmp_path / "mcore", plan_layout(source.config, tp, pp, None, each))
+    state = torch.load(next((tmp_path / "mcore").rglob("*.pt")), weights_only=False)
+    assert sorted(k for k in state if k.startswith("model")) == [f"model{i}" for i in range(6 // each)]
+    assert_same(source, MegatronSource(tmp_path / "mcore"))
+    torch.testing.assert_close(megatron_logits(tmp_path / "mcore"), hf_logits(tmp_path / "hf"), rtol=1e-5, atol=1e-5)
+
+
+def test_a_padded_vocabulary_repeats_its_last_row(tmp_path):
+    source = hf_folder(tmp_path / "hf", "qwen2", dtype="bfloat16")
+    words = source.config.vocab_size
+    to_mcore(source, tmp_path / "mcore", plan_layout(source.config, 2, 1, None), vocabulary=words + 64)
+    states = [torch.load(f, weights_only=False) for f in sorted((tmp_path / "mcore").rglob("*.pt"))]
+    assert states[0]["args"].padded_vocab_size == words + 64
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        whole = torch.cat([s["model"][name] for s in states])
+        assert len(whole) == words + 64 and (whole[words:] == whole[words - 1]).all()
+    assert_same(source, MegatronSource(tmp_path / "mcore"))
+
+
 @pytest.mark.parametrize("wrong", ["qkv order", "fc1 halves", "swapped layers"])
 def test_parity_notices_a_wrong_order(tmp_path, wrong):
     """Shards that hold every number once, in another order, must not pass."""
@@ -220,6 +244,12 @@ def test_every_problem_of_a_layout_at_once():
         plan_layout(config, 1, 2, "2;2")
     with pytest.raises(UserError, match="must be at least 1"):
         plan_layout(config, 0, 1, None)
+    with pytest.raises(UserError, match=r"a stage has 2 layers, to be cut into two or more. Choose 1\."):
+        plan_layout(config, 1, 2, None, 2)
+    with pytest.raises(UserError, match="goes with --target-pipeline-parallel-size above 1"):
+        plan_layout(config, 1, 1, None, 2)
+    with pytest.raises(UserError, match="give one of them"):
+        plan_layout(config, 1, 2, "3,1", 1)
 
 
 def hf_logits(folder):

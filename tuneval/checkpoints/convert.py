@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tuneval.checkpoints.hf import HfSink, Source, copy_companions, size_of
 from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
+from tuneval.checkpoints.padding import PaddedVocabulary
 from tuneval.checkpoints.streamed import Pending
 from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
@@ -60,6 +62,7 @@ def to_mcore(
     lora: LoraForm | None = None,
     iteration: int = 1,
     consumed_samples: int = 0,
+    vocabulary: int | None = None,
 ) -> None:
     """Write a source as Megatron shards with config and tokenizer, one tensor at a time.
 
@@ -72,29 +75,31 @@ def to_mcore(
         lora: an adapter to write beside the weights; `source` is the model under it.
         iteration: number of the checkpoint.
         consumed_samples: that training saw until then.
+        vocabulary: rows of the written embedding and head, the last one repeated. None: the model's.
 
     Raises:
         UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
             small. Nothing is written then.
     """
-    table = rows(source.config)
-    check_complete(source, table)
+    check_complete(source, rows(source.config))
     check_target(save, source)
+    words = vocabulary or source.config.vocab_size
+    source, table = PaddedVocabulary(source, words), rows(source.config, words)
     files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
     stored = dtype or source.dtype(source.names()[0])
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
-    total = layout.tp * sum(map(len, stages))
-    more_args = {**(lora.args if lora else {}), "consumed_train_samples": consumed_samples}
+    total = layout.tp * sum(len(piece) for stage in stages for piece in stage)
+    more_args = {"padded_vocab_size": words, "consumed_train_samples": consumed_samples, **(lora.args if lora else {})}
     sink = MegatronSink(save, source.config, layout, stored, more_args, iteration)
     with sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
             bar.describe(f"stage {stage}, rank {rank}")
-            tensors: dict[str, Pending] = {}
-            for row, local in stages[stage]:
-                weight = _rank_tensor(source, layout.tp, rank, dtype, bar, row)
-                plain = {row.megatron_name(local): weight}
-                tensors |= lora.entries(row, local, layout.tp, rank, weight) if lora else plain
-            sink.write_rank(stage, rank, tensors)
+            make = partial(_rank_tensor, source, layout.tp, rank, dtype, bar)
+            pieces: list[dict[str, Pending]] = [{} for _ in stages[stage]]
+            for tensors, (row, local) in ((t, each) for t, piece in zip(pieces, stages[stage]) for each in piece):
+                plain = {row.megatron_name(local): make(row)}
+                tensors |= lora.entries(row, local, layout.tp, rank, make(row)) if lora else plain
+            sink.write_rank(stage, rank, pieces)
         _finish(source, sink.folder, dtype, record)
 
 

@@ -12,6 +12,7 @@ from tuneval.errors import Problems, UserError
 from tuneval.model.weight_map import Row, check_tensor_parallel, head_dim_of, traits_of
 
 TP_FLAG, PP_FLAG = "--target-tensor-parallel-size", "--target-pipeline-parallel-size"
+VPP_FLAG = "--num-layers-per-virtual-pipeline-stage"
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Layout:
     """Tensor-parallel ranks."""
     layers: tuple[int, ...]
     """Layers of each pipeline stage."""
+    chunk_layers: int | None = None
+    """Layers of one virtual stage; a stage then holds several, dealt out in turn. None: a stage is one piece."""
 
     @property
     def pp(self) -> int:
@@ -30,21 +33,35 @@ class Layout:
     def uneven(self) -> bool:
         return len(set(self.layers)) > 1
 
-    def stage_rows(self, rows: list[Row], stage: int) -> list[tuple[Row, int | None]]:
-        """Rows of one stage with their layer number inside it."""
-        first = sum(self.layers[:stage])
-        inside = range(first, first + self.layers[stage])
-        before = [(r, None) for r in rows if r.place == "embedding" and stage == 0]
+    @property
+    def chunks(self) -> int:
+        """Pieces of one stage."""
+        return 1 if self.chunk_layers is None else self.layers[0] // self.chunk_layers
+
+    def stage_rows(self, rows: list[Row], stage: int) -> list[list[tuple[Row, int | None]]]:
+        """For each piece of one stage its rows, with their layer number inside it."""
+        return [self._piece(rows, stage, chunk) for chunk in range(self.chunks)]
+
+    def _piece(self, rows: list[Row], stage: int, chunk: int) -> list[tuple[Row, int | None]]:
+        first, count = sum(self.layers[:stage]), self.layers[stage]
+        if self.chunk_layers is not None:
+            first, count = (chunk * self.pp + stage) * self.chunk_layers, self.chunk_layers
+        inside = range(first, first + count)
+        begins, ends = stage == chunk == 0, (stage, chunk) == (self.pp - 1, self.chunks - 1)
+        before = [(r, None) for r in rows if r.place == "embedding" and begins]
         layers = [(r, r.layer - first) for r in rows if r.layer is not None and r.layer in inside]
-        after = [(r, None) for r in rows if r.place == "head" and stage == self.pp - 1]
+        after = [(r, None) for r in rows if r.place == "head" and ends]
         return [(r, local) for r, local in before + layers + after if not (r.is_copy and self.pp == 1)]
 
     def __str__(self) -> str:
         spread = f" (layers {','.join(map(str, self.layers))})" if self.uneven else ""
-        return f"TP {self.tp} x PP {self.pp}{spread}"
+        pieces = f", {self.chunks} virtual stages each" if self.chunks > 1 else ""
+        return f"TP {self.tp} x PP {self.pp}{spread}{pieces}"
 
 
-def plan_layout(hf_config: Any, tp: int, pp: int, num_layer_list: str | None) -> Layout:
+def plan_layout(
+    hf_config: Any, tp: int, pp: int, num_layer_list: str | None, chunk_layers: int | None = None
+) -> Layout:
     """The layout that the flags ask for.
 
     Raises:
@@ -66,8 +83,22 @@ def plan_layout(hf_config: Any, tp: int, pp: int, num_layer_list: str | None) ->
         )
     else:
         stages = (layers // pp,) * pp
+    if chunk_layers is not None and stages:
+        _check_chunks(chunk_layers, stages, num_layer_list, problems)
     problems.raise_if_any()
-    return Layout(tp, stages)
+    return Layout(tp, stages, chunk_layers)
+
+
+def _check_chunks(each: int, stages: tuple[int, ...], num_layer_list: str | None, problems: Problems) -> None:
+    if num_layer_list is not None:
+        problems.add(f"{VPP_FLAG} and --num-layer-list: give one of them")
+    elif len(stages) == 1:
+        problems.add(f"{VPP_FLAG} {each}: goes with {PP_FLAG} above 1")
+    elif each < 1 or stages[0] % each or each == stages[0]:
+        fitting = ", ".join(str(n) for n in range(1, stages[0]) if stages[0] % n == 0) or "none"
+        problems.add(
+            f"{VPP_FLAG} {each}: a stage has {stages[0]} layers, to be cut into two or more. Choose {fitting}."
+        )
 
 
 def _listed_stages(text: str, pp: int, layers: int, problems: Problems) -> tuple[int, ...]:
@@ -132,8 +163,8 @@ def make_args(hf_config: Any, layout: Layout, dtype: torch.dtype) -> argparse.Na
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,
         num_layer_list=",".join(map(str, layout.layers)) if layout.uneven else None,
-        virtual_pipeline_model_parallel_size=None,
-        num_layers_per_virtual_pipeline_stage=None,
+        virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
+        num_layers_per_virtual_pipeline_stage=layout.chunk_layers,
         noop_layers=None,
         expert_model_parallel_size=1,
         context_parallel_size=1,

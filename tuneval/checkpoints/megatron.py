@@ -171,11 +171,18 @@ class MegatronSink:
         )  # the folder is not public yet: the order does not matter
         return self
 
-    def write_rank(self, stage: int, tp_rank: int, tensors: dict[str, Pending]) -> None:
-        """Write one rank file; each tensor is made when its turn comes and owns its storage in the file."""
+    def write_rank(self, stage: int, tp_rank: int, pieces: list[dict[str, Pending]]) -> None:
+        """Write one rank file; each tensor is made when its turn comes and owns its storage in the file.
+
+        Args:
+            stage: pipeline stage.
+            tp_rank: tensor-parallel rank.
+            pieces: `model`, or `model0`, `model1` ... where the stage has several.
+        """
         target = self.folder / f"iter_{self._iteration:07d}" / rank_name(tp_rank, stage, self._layout.pp)
         target.mkdir(parents=True)
-        state = {"args": self._args, "checkpoint_version": 3.0, "iteration": self._iteration, "model": tensors}
+        named = {f"model{i}" if len(pieces) > 1 else "model": tensors for i, tensors in enumerate(pieces)}
+        state = {"args": self._args, "checkpoint_version": 3.0, "iteration": self._iteration, **named}
         save(state, target / RANK_FILE)
 
     def __exit__(self, *failure: Any) -> None:

@@ -13,6 +13,7 @@ from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
+from tuneval.checkpoints.padding import padded_size
 from tuneval.config import flags
 from tuneval.console import note, out
 from tuneval.errors import UserError
@@ -72,10 +73,14 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
             config.target_tensor_parallel_size,
             config.target_pipeline_parallel_size,
             config.num_layer_list,
+            getattr(config, "num_layers_per_virtual_pipeline_stage", None),
         )
         _warn_of_trainers(source.config, layout.tp)
         weights, lora = _lora_form(source, config)
-        to_mcore(weights, config.save, layout, dtype, record, lora)
+        vocabulary = padded_size(
+            source.config.vocab_size, getattr(config, "make_vocab_size_divisible_by", 1), layout.tp
+        )
+        to_mcore(weights, config.save, layout, dtype, record, lora, vocabulary=vocabulary)
         written = f"Megatron, {layout}"
     else:
         _check_no_layout(config)

@@ -90,6 +90,10 @@ class ConvertConfig:
     """Pipeline stages of the written Megatron checkpoint."""
     num_layer_list: str | None = None
     """Layers of each stage, such as 13,11. Default: even."""
+    num_layers_per_virtual_pipeline_stage: int | None = None
+    """mcore: layers of one virtual stage; each stage then holds several. Default: none."""
+    make_vocab_size_divisible_by: int = 1
+    """mcore: pad the vocabulary to a multiple of this times the tensor-parallel size, repeating its last row."""
     lora_load: Path | None = None
     """Adapter (PEFT folder, run folder, Megatron's LoRA) to merge into the weights on the way."""
     keep_lora: bool = False
