@@ -17,7 +17,7 @@ from tuneval.config.schema import MegatronLoraConfig
 from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import UserError
 from tuneval.model.adapter import Adapter, is_peft, read_peft
-from tuneval.model.build import build_model
+from tuneval.model.build import build_model, stored_names
 
 
 def open_source(
@@ -209,6 +209,21 @@ def tuned_record(source: Source) -> dict[str, Any]:
         if folder is not None and (folder / "tuneval.json").is_file():
             return files.read_object(folder / "tuneval.json")
     return {}
+
+
+def weights_hash(source: Source) -> str:
+    """The hash by which `load_model` knows weights, with one tensor in memory at a time.
+
+    Raises:
+        UserError: a tensor that the config needs is not in the checkpoint.
+    """
+    read = _HashingReader(source)
+    for name in stored_names(source.config):
+        try:
+            read(name)
+        except KeyError:
+            raise UserError(f"{source.folder}: {name} is not in the checkpoint, though the config needs it") from None
+    return read.digest()
 
 
 class _HashingReader:

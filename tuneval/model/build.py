@@ -75,6 +75,11 @@ def _stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **persistent}
 
 
+def stored_names(hf_config: PretrainedConfig) -> list[str]:
+    """Names of the tensors that `build_model` reads for a config, in its order."""
+    return list(_stored(empty_model(hf_config, torch.float32)))
+
+
 def _place(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
