@@ -15,6 +15,7 @@ model.weight_map model.attention model.build model.decoder model.adapter model.l
 parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.tensor parallel.weights parallel.gradients parallel.apply
 training.schedule training.optim training.loop training.log_line
+planning.ledger planning.rehearsal planning.estimate planning.search
 checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
 evaluation.exam evaluation.exam_files evaluation.layouts evaluation.tasks evaluation.extract evaluation.margins evaluation.decisions evaluation.styles evaluation.ceval_styles evaluation.further_styles evaluation.catalogue evaluation.score evaluation.replies evaluation.model_scorer evaluation.harness evaluation.self_test evaluation.precision evaluation.stats evaluation.sign_flip evaluation.units evaluation.partial

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
-from tuneval.commands import evaluate_matrix
+from tuneval.commands import evaluate_harness, evaluate_matrix
 from tuneval.commands.evaluate_run import Examination, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
@@ -16,6 +16,7 @@ from tuneval.errors import Problems, UserError
 from tuneval.evaluation.catalogue import ALL, find_styles
 from tuneval.evaluation.decisions import Reply
 from tuneval.evaluation.exam import Exam
+from tuneval.evaluation.harness import PREFIX
 from tuneval.evaluation.model_scorer import ModelScorer
 from tuneval.evaluation.styles import Style, check_shots
 from tuneval.evaluation.tasks import Task, find_task, load_exam
@@ -33,6 +34,8 @@ def main(parsed: flags.Parsed) -> int:
         _check_comparison(config)
         before, after = config.compare
         _compare(before, after, config.output or (after.parent if after.suffix == ".json" else after))
+    elif config.task.startswith(PREFIX):
+        evaluate_harness.evaluate(config, parsed.model_facts)
     else:
         evaluate(config, parsed.model_facts)
     return 0

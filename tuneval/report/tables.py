@@ -33,7 +33,8 @@ def print_result(result: EvalResult, folder: Path) -> None:
     table.add_row("all questions (micro)", *_figures(result.micro), style="bold")
     table.add_row("mean of subjects (macro)", *_figures(result.macro), style="bold")
     console.out.print(table)
-    console.out.print(f"guessing: {100 * result.chance:.1f}%; {_closeness(result)}; {result.seconds:.1f} s of scoring")
+    facts = [f"guessing: {100 * result.chance:.1f}%", *_closeness(result), f"{result.seconds:.1f} s of scoring"]
+    console.out.print("; ".join(facts))
     for remark in _remarks(result):
         console.out.print(remark, markup=False)
     console.out.print(f"result: {folder}", markup=False)
@@ -54,14 +55,14 @@ def print_matrix(results: Sequence[EvalResult], folder: Path) -> None:
     console.out.print(f"results: {folder / 'matrix.json'}", markup=False)
 
 
-def _closeness(result: EvalResult) -> str:
+def _closeness(result: EvalResult) -> list[str]:
     if result.exact_ties is None:
-        return f"{result.unparsed} of {result.questions} replies unreadable"
+        return [] if result.unparsed is None else [f"{result.unparsed} of {result.questions} replies unreadable"]
     words = [f"{result.near_ties} near ties"] if result.near_ties is not None else []
     words.append(f"{result.exact_ties} exact ties")
     if result.within_noise is not None:
         words.append(f"{result.within_noise} answers within the noise of {result.dtype}")
-    return ", ".join(words)
+    return words
 
 
 def _remarks(result: EvalResult) -> list[str]:

@@ -1,0 +1,195 @@
+"""lm-evaluation-harness with a loaded model: any of its tasks, or task files of the user's own. Offline; no file runs code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tuneval.checkpoints.load import Loaded
+from tuneval.errors import UserError
+
+PREFIX = "lm_eval:"
+"""Before a task's name in `--task`."""
+BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessRow:
+    """One question."""
+
+    subject: str
+    id: str
+    answer: str
+    prediction: str | None
+    correct: bool
+    scores: dict[str, float] = field(default_factory=dict)
+    response: str | None = None
+    prompt_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessRun:
+    """What the harness found."""
+
+    results: dict[str, Any]
+    """Its own record, less the questions: figures, versions, shots."""
+    metric: str | None
+    """The metric that says of each question whether it is right; None: the task has none."""
+    rows: list[HarnessRow]
+    """The questions by that metric; [] where there is none."""
+    shots: int
+    chance: float
+
+
+def run_harness(
+    loaded: Loaded, name: str, folder: Path | None, shots: int | None, chat: bool, limit: int | None
+) -> HarnessRun:
+    """Evaluate a model on one of the harness's tasks.
+
+    Args:
+        loaded: the model.
+        name: of the task or group, as the harness knows it.
+        folder: task files of the user's own (YAML); None: the harness's alone.
+        shots: worked examples; None: as the task says.
+        chat: whether questions go through the tokenizer's chat template, worked examples as turns.
+        limit: at most this many questions a task.
+
+    Raises:
+        UserError: the harness is not installed, does not know the task, or its data is not on this machine; task files
+            that call Python.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError(f"--task {PREFIX}{name}: needs lm-evaluation-harness; pip install 'tuneval[lm-eval]'")
+    if folder is not None:
+        _check_task_files(folder)
+    with _offline():
+        tasks = import_module("lm_eval.tasks")
+        manager = tasks.TaskManager(include_path=None if folder is None else str(folder))
+        if name not in manager.all_tasks:
+            raise UserError(
+                f"--task {PREFIX}{name}: lm-evaluation-harness knows no such task; `lm-eval ls tasks` lists them, and "
+                "--task-data-path names a folder with task files of your own"
+            )
+        try:
+            found = import_module("lm_eval.evaluator").simple_evaluate(
+                model=_model(loaded),
+                tasks=[name],
+                num_fewshot=shots,
+                limit=limit,
+                task_manager=manager,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                bootstrap_iters=0,
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            raise UserError(
+                f"--task {PREFIX}{name}: its data is not on this machine ({str(error).splitlines()[0]}). The network is not "
+                "used here: load the data set once with `datasets`, or name local files in task files of your own "
+                "(--task-data-path)"
+            ) from None
+    return _run(found)
+
+
+def _model(loaded: Loaded) -> Any:
+    models = import_module("lm_eval.models.huggingface")
+    return models.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=BATCH)
+
+
+def _check_task_files(folder: Path) -> None:
+    """Task files may hold data, not call Python: `!function` imports a file beside them."""
+    if not folder.is_dir():
+        raise UserError(f"--task-data-path {folder}: no such folder; give one with lm-evaluation-harness task files")
+    texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*")) if p.suffix in (".yaml", ".yml", "")
+             and p.is_file()}  # fmt: skip
+    calling = [str(p) for p, text in texts.items() if "!function" in text or "trust_remote_code" in text]
+    if calling:
+        raise UserError(
+            f"{', '.join(calling)}: calls Python (!function, trust_remote_code), which is never run from a data folder; "
+            "write the task with templates alone"
+        )
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Within: the hub is not asked, and templates of task files can't reach into Python."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    hub, datasets = import_module("huggingface_hub.constants"), import_module("datasets.config")
+    utils = import_module("lm_eval.utils")
+    before = hub.HF_HUB_OFFLINE, datasets.HF_HUB_OFFLINE, utils.env, os.environ.get("HF_HUB_OFFLINE")
+    sandbox = ImmutableSandboxedEnvironment(
+        loader=utils.env.loader, undefined=utils.env.undefined, keep_trailing_newline=utils.env.keep_trailing_newline
+    )
+    sandbox.filters.update(utils.env.filters)
+    hub.HF_HUB_OFFLINE = datasets.HF_HUB_OFFLINE = True
+    utils.env = sandbox
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE, datasets.HF_HUB_OFFLINE, utils.env, variable = before
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable
+
+
+def _run(found: dict[str, Any]) -> HarnessRun:
+    samples: dict[str, list[dict]] = found["samples"]
+    metric = _right_or_wrong(samples)
+    first = next(iter(samples))
+    rows, chances = [], []
+    for task, questions in samples.items() if metric else ():
+        kept = questions[0].get("filter")
+        for sample in questions:
+            if sample.get("filter") == kept:
+                row, choices = _row(task, sample, metric)
+                rows.append(row)
+                chances.append(1 / choices if choices else 0.0)
+    return HarnessRun(
+        results={
+            k: v for k, v in found.items() if k in ("results", "groups", "versions", "n-shot", "higher_is_better")
+        },
+        metric=metric,
+        rows=rows,
+        shots=int(found["n-shot"][first]),
+        chance=sum(chances) / len(chances) if chances else 0.0,
+    )
+
+
+def _right_or_wrong(samples: dict[str, list[dict]]) -> str | None:
+    """The first metric of all questions whose values are 0 and 1 alone; `acc` and `exact_match` before others."""
+    rows = [s for questions in samples.values() for s in questions]
+    names = [n for n in rows[0].get("metrics", []) if all(s.get(n) in (0, 1, True, False) for s in rows)]
+    return next((n for n in ("acc", "exact_match") if n in names), names[0] if names else None)
+
+
+def _row(task: str, sample: dict, metric: str) -> tuple[HarnessRow, int]:
+    """A question, and how many choices it has (0: text is generated)."""
+    answers = sample["filtered_resps"]
+    chosen = all(isinstance(a, (list, tuple)) and len(a) == 2 and isinstance(a[1], (bool, str)) for a in answers)
+    scores = {str(i): float(a[0]) for i, a in enumerate(answers)} if chosen and len(answers) > 1 else {}
+    row = HarnessRow(
+        subject=task,
+        id=str(sample["doc_id"]),
+        answer=_label(sample) if scores else str(sample["target"]),
+        prediction=max(scores, key=scores.__getitem__) if scores else str(answers[0]),
+        correct=bool(sample[metric]),
+        scores=scores,
+        response=None if scores else str(sample["resps"][0][0]),
+        prompt_sha256=sample["prompt_hash"],
+    )
+    return row, len(scores)
+
+
+def _label(sample: dict) -> str:
+    """Number of the right choice; the harness gives the number or the choice's text."""
+    texts = [str(continuation).strip() for _, continuation in sample["arguments"]]
+    target = str(sample["target"])
+    return str(texts.index(target)) if target in texts else target
