@@ -61,7 +61,7 @@ def progress_bar(label: str, total: int | None = None, every_seconds: float = 15
         yield Bar(None, None, label, total, every_seconds)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

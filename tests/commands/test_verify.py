@@ -83,3 +83,50 @@ def test_equal_tensors_under_another_config_differ_in_logits(tmp_path, capsys):
 def test_a_wrong_path(tmp_path, capsys):
     assert verify(tmp_path / "x", tmp_path / "y") == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def without_spaces(text):
+    """A table wraps what it holds."""
+    return "".join(c for c in text if c not in "│ \n")
+
+
+def test_paths_are_shown_as_they_are(tiny_folder, tmp_path, capsys):
+    odd = tmp_path / "模型 [red] [b]"
+    tiny_folder().rename(odd)
+    assert verify(odd, odd) == 0
+    assert without_spaces(f"{odd} (hf)") in without_spaces(capsys.readouterr().out)
+
+
+def test_logits_that_are_no_numbers_are_equal_where_both_are_none(tmp_path, capsys):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    model.save_pretrained(tmp_path / "a")
+    assert verify(tmp_path / "a", tmp_path / "a") == 0
+    assert "arenofinitenumbers" in without_spaces(capsys.readouterr().out)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("inf")
+    model.save_pretrained(tmp_path / "b")
+    assert verify(tmp_path / "a", tmp_path / "b") == 1
+    assert verify(tmp_path / "b", tmp_path / "b") == 0
+
+
+def test_a_folder_without_tensors_is_told(tiny_folder, tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    folder = tiny_folder()
+    save_file({}, folder / "model.safetensors")
+    assert verify(folder, folder) == 2
+    assert "no tensor in model.safetensors" in capsys.readouterr().err
+
+
+def test_quantised_weights_are_compared_and_not_run(tiny_folder, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_folder()
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(torch.int8)}, folder / "model.safetensors", {"format": "pt"})
+    assert verify(folder, folder, "--no-logits") == 0
+    assert verify(folder, folder) == 1
+    assert "notcomputed:weightsoftypeint8" in without_spaces(capsys.readouterr().out)

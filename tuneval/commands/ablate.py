@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from tuneval import console
@@ -50,10 +51,17 @@ def _dry_run(plan: Plan, runner: Runner, measure_steps: int) -> int:
     state = SweepState(plan.folder)
     found = estimate(plan, measure_steps)
     table = Table(
-        "#", "point", "state", "steps", "tokens", "time of the steps", title=plan.sweep.name, title_justify="left"
+        "#",
+        "point",
+        "state",
+        "steps",
+        "tokens",
+        "time of the steps",
+        title=escape(plan.sweep.name),
+        title_justify="left",
     )
     for number, one in enumerate(found, 1):
-        table.add_row(str(number), one.job.point.label, _state(one, state), *_figures(one))
+        table.add_row(str(number), escape(one.job.point.label), _state(one, state), *_figures(one))
     console.out.print(table)
     known = [e.seconds for e in found if e.seconds is not None]
     total = f"; steps of all points together: {spell_seconds(sum(known))}" if len(known) == len(found) else ""

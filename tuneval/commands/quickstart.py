@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from tuneval import console
@@ -287,7 +288,7 @@ def _summary(config: QuickstartConfig, inputs: Inputs, progress: Progress) -> No
     console.out.print(scores)
     times = ", ".join(f"{title} {seconds:.0f} s" for title, seconds in progress.seconds.items() if seconds >= 0.5)
     console.out.print(f"Time: {sum(progress.seconds.values()):.0f} s ({times})", markup=False)
-    console.out.print(f"\n[bold]Report:[/] {out / 'report.html'}")
+    console.out.print(f"\n[bold]Report:[/] {escape(str(out / 'report.html'))}")
     console.out.print("[bold]Next:[/] ", end="")
     console.out.print(inputs.next_command, markup=False)
 

@@ -6,6 +6,7 @@ import gc
 from dataclasses import dataclass, field
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from tuneval import runtime
@@ -36,14 +37,18 @@ def main(parsed: flags.Parsed) -> int:
     a, b = open_source(config.a), open_source(config.b)
     tensors = compare_tensors(a, b)
     table = Table(
-        "check", "verdict", "detail", title=f"{config.a} ({a.kind})  =  {config.b} ({b.kind}) ?", title_justify="left"
+        "check",
+        "verdict",
+        "detail",
+        title=escape(f"{config.a} ({a.kind})  =  {config.b} ({b.kind}) ?"),
+        title_justify="left",
     )
     total = tensors.equal + len(tensors.differences)
     well = not tensors.differences
     table.add_row("tensors", _word(well), f"{tensors.equal} of {total} bit-identical, {size_of(a) / 2**30:.2f} GiB")
     if not config.no_logits:
         same, detail = compare_logits(a, b)
-        table.add_row("logits", _word(same), detail)
+        table.add_row("logits", _word(same), escape(detail))
         well = well and same
     out.print(table)
     for line in tensors.differences[:SHOWN]:
@@ -60,8 +65,8 @@ def _word(well: bool) -> str:
 
 def compare_tensors(a: Source, b: Source) -> Comparison:
     """Compare every tensor by its bits, one at a time; names that only one side has are differences."""
-    found, names_b = Comparison(), set(b.names())
-    found.differences += [f"{name}: only in the second" for name in b.names() if name not in set(a.names())]
+    found, names_a, names_b = Comparison(), set(a.names()), set(b.names())
+    found.differences += [f"{name}: only in the second" for name in b.names() if name not in names_a]
     for name in track(a.names(), "comparing tensors"):
         difference = "only in the first" if name not in names_b else _difference(a, b, name)
         if difference is None:
@@ -94,8 +99,14 @@ def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
     """Run a fixed text through both models, one after the other, each in its stored type.
 
     Returns:
-        Whether the logits are the same but for roundings of the stored type, and a line about them.
+        Whether the logits are the same but for roundings of the stored type, and a line about them. What is no number
+        (weights that are none) must be none in both.
     """
+    odd = sorted(
+        {str(s.dtype(n)).removeprefix("torch.") for s in (a, b) for n in s.names() if not _computes(s.dtype(n))}
+    )
+    if odd:
+        return False, f"not computed: weights of type {', '.join(odd)}"
     ids = _text_ids(a, b)
     try:
         first, second = logits_of(a, ids), logits_of(b, ids)
@@ -103,11 +114,19 @@ def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
         return False, f"not computed: {error}"
     if first.shape != second.shape:
         return False, f"shapes {list(first.shape)} and {list(second.shape)}"
-    largest = (first - second).abs().max().item()
+    finite = first.isfinite() & second.isfinite()
+    alike = torch.where(finite, 0, first.nan_to_num(nan=7)) == torch.where(finite, 0, second.nan_to_num(nan=7))
+    largest = (first - second)[finite].abs().max().item() if finite.any() else 0.0
     # Equal weights at other addresses may be summed in another order: a few roundings of the stored type are allowed.
     roundings = 8 * torch.finfo(a.dtype(a.names()[0])).eps
-    same = largest <= roundings * first.abs().max().item()
-    return same, f"{ids.shape[1]} tokens, largest difference {largest:.3g}"
+    same = bool(alike.all()) and (not finite.any() or largest <= roundings * first[finite].abs().max().item())
+    none = int((~finite).sum())
+    about = f"; {none} of {finite.numel()} are no finite numbers" if none else ""
+    return same, f"{ids.shape[1]} tokens, largest difference {largest:.3g}{about}"
+
+
+def _computes(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1
 
 
 def logits_of(source: Source, ids: torch.Tensor) -> torch.Tensor:
@@ -136,5 +155,6 @@ def _text_ids(a: Source, b: Source) -> torch.Tensor:
             ids = load_tokenizer(source.folder)(TEXT, add_special_tokens=False)["input_ids"]
         except UserError:  # weights may be compared without a tokenizer: any fixed ids will do
             continue
-        return torch.tensor([[i for i in ids if i < vocabulary]])
+        if known := [i for i in ids if i < vocabulary]:
+            return torch.tensor([known])
     return torch.arange(1, 33)[None] * 7 % vocabulary
