@@ -236,7 +236,7 @@ def _config_folder(folder: Path, iteration_folder: Path) -> Path:
         return found
     raise UserError(
         f"{folder}: no config.json beside the Megatron shards. Copy the original Hugging Face model's config.json and "
-        "tokenizer files there, name that model's folder with --tokenizer-name-or-path, or convert with --hf-cfg-dir DIR."
+        "tokenizer files there, name its folder with --tokenizer-name-or-path, or convert with --hf-cfg-dir DIR."
     )
 
 

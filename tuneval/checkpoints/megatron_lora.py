@@ -1,8 +1,8 @@
 """LoRA checkpoints of MindSpeed-LLM: A and B of Megatron's fused layers <-> an adapter of Hugging Face's modules.
 
 Under each adapted layer T of a rank file lie `T.base_layer.weight`, `T.lora_A.default.weight` and
-`T.lora_B.default.weight`; `--lora-ckpt-filter` keeps the last two alone. A fused layer has one A for all its modules and
-one B whose rows are cut like the layer's own. Sizes: r rank, in and out those of a module.
+`T.lora_B.default.weight`; `--lora-ckpt-filter` keeps the last two alone. A fused layer has one A for all its modules
+and one B whose rows are cut like the layer's own. Sizes: r rank, in and out those of a module.
 
 Source: reference, section 2.
 """
@@ -52,7 +52,7 @@ def read_megatron_lora(files: MegatronFiles, hf_config: Any, stated: MegatronLor
         stated: what the command line says; held against the files. Its alpha counts where they name none.
 
     Raises:
-        UserError: a tensor missing, left over or of a wrong shape; a rank, alpha or targets other than stated; no alpha.
+        UserError: a tensor missing, left over or of a wrong shape; rank, alpha or targets other than stated; no alpha.
     """
     named = _named(files.lora)
     shapes = [t.shape for chunk in named for rank in chunk for name, t in rank.items() if name.endswith("lora_A")]
@@ -114,8 +114,11 @@ def _factors(
         for half, stored, like in zip("AB", held, factor_rows(row, r)):
             unused -= {(number, rank, f"{stem}.lora_{half}") for rank in range(files.tp)}
             wrong = [t is None or tuple(t.shape) != like.rank_shape(files.tp) for t in stored]
-            problems.check(not any(wrong), f"{files.iteration_folder}: {stem}.lora_{half} of layer {row.layer}: missing on "
-                           f"a rank, or not {list(like.rank_shape(files.tp))}")  # fmt: skip
+            problems.check(
+                not any(wrong),
+                f"{files.iteration_folder}: {stem}.lora_{half} of layer {row.layer}: missing on a rank, or not "
+                f"{list(like.rank_shape(files.tp))}",
+            )
         for which, weight in enumerate(row.hf_names):
             pair = zip(factor_rows(row, r), held)
             a, b = (_factor(like, s, files.tp, min(which, len(like.hf_names) - 1)) for like, s in pair)

@@ -1,4 +1,4 @@
-"""Flags of Megatron-LM and MindSpeed-LLM that no schema class has: what each is held against, or why it changes nothing.
+"""Flags of Megatron-LM and MindSpeed-LLM that no schema class has: what they are held against, or why they do nothing.
 
 A name with `=` behind it takes values. Source: reference sections 1.8, 2, 3.1, 4.1, 5 and 6.
 """
@@ -57,7 +57,10 @@ CHECKED_SWITCHES: dict[str, tuple[str, Fact]] = {
         "the model's embedding and output weights are tied",
         lambda c: not c["tie_word_embeddings"] if "tie_word_embeddings" in c else None,
     ),
-    "swiglu": ("the model's feed-forward has no SwiGLU", lambda c: c["hidden_act"] == "silu" if "hidden_act" in c else None),
+    "swiglu": (
+        "the model's feed-forward has no SwiGLU",
+        lambda c: c["hidden_act"] == "silu" if "hidden_act" in c else None,
+    ),
     "use-rotary-position-embeddings": (
         "the model has no rotary position embedding",
         lambda c: _if_known(c, bool(key("rope_theta")(c))),
@@ -70,12 +73,16 @@ CHECKED_SWITCHES: dict[str, tuple[str, Fact]] = {
         "the model's linear layers beside q, k and v have biases",
         lambda c: _if_known(c, not c.get("attention_bias") and not c.get("mlp_bias")),
     ),
+    "add-dense-bias": (
+        "the model's linear layers beside q, k and v have no bias",
+        lambda c: _if_known(c, bool(c.get("attention_bias") or c.get("mlp_bias"))),
+    ),
     "qk-layernorm": (
         "the model does not normalise q and k",
         lambda c: _if_known(c, c.get("model_type") == "qwen3"),
     ),
 }  # fmt: skip
-"""Switches that describe the model: flag -> (what is wrong where it is given and the model is not so, whether it is)."""
+"""Switches that describe the model: flag -> (what is wrong where the model is not so, whether it is)."""
 
 ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "stage": (("sft",), "supervised fine-tuning is what tune does"),
@@ -88,6 +95,8 @@ ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "expert-tensor-parallel-size": (("1",), "models are dense here"),
     "target-expert-parallel-size": (("1",), "models are dense here"),
     "model-type": (("GPT",), "decoders are converted"),
+    "weight-decay-incr-style": (("constant",), "--weight-decay stays what it is"),
+    "prompt-type-path": (("configs/finetune/templates.json",), "its named templates are built in (see --prompt-type)"),
 }
 """Flags of which only these values can be had: flag -> (values, why)."""
 
@@ -101,7 +110,22 @@ UNSUPPORTED: dict[str, str] = {
     "orm": "reward models can't be converted",
     "load-from-legacy": "give a checkpoint in mcore's layout",
     "save-to-legacy": "checkpoints are written in mcore's layout",
-    "prompt-type-path": "the named templates are built in (see --prompt-type), or use the tokenizer's own (auto)",
+    "post-norm": "norms behind the layers have no place in the table",
+    "merge-group-keys": "give all the records to one preprocess: --input takes a folder",
+    "mix-strategy": "give files or folders to --input, mixed before",
+    "max-samples": "cut the input before",
+    "reasoning-effort": "the named templates have no such setting",
+    "drop-thinking": "the named templates have no such setting",
+    "no-cut-token": "longer samples are cut to --seq-length; give the model's limit",
+    "cut-max-seqlen": "longer samples are cut to --seq-length",
+    "eod-mask-loss": "the data's labels say what is trained",
+    "start-weight-decay": "--weight-decay stays what it is",
+    "end-weight-decay": "--weight-decay stays what it is",
+    "lu-lora": "LoRA is of peft's kind",
+    "o2-optimizer": "masters and moments are fp32",
+    "use-deter-comp": "set the device's own variables for determinism",
+    "npu-deterministic": "set the device's own variables for determinism",
+    "profile": "torch.profiler looks into any process",
     "split-sentences": "belongs to pretraining; preprocess makes instruction data",
     "keep-newlines": "belongs to pretraining; preprocess makes instruction data",
     "hf-datasets-params": "give files or folders to --input",
@@ -136,21 +160,35 @@ def _by_reason(groups: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
 NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
     {
         "there is one model implementation": "use-mcore-models transformer-impl=",
-        "read from config.json": "model-type-hf= spec=",
-        "kernels are chosen by torch": "use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb use-fused-ring-attention-update",
+        "read from config.json": "model-type-hf= spec= load-hf-from-config rope-scaling-type= "
+        "seq-len-interpolation-factor=",
+        "every tensor is used exactly once, or it is an error": "load-checkpoint-loosely",
+        "--max-shard-size-gib bounds a file": "save-layer-by-layer",
+        "kernels are chosen by torch": "use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb "
+        "use-fused-ring-attention-update cross-entropy-loss-fusion jit-compile",
         "the fastest attention of the device is always used": "use-flash-attn",
-        "there is no such fusion to switch off": "no-gradient-accumulation-fusion no-masked-softmax-fusion",
-        "torch overlaps what it can": "overlap-grad-reduce overlap-param-gather use-ascend-mc2 use-ascend-coc coc-parallel-num=",
+        "there is no such fusion to switch off": "no-gradient-accumulation-fusion no-masked-softmax-fusion "
+        "no-bias-gelu-fusion no-bias-swiglu-fusion no-rope-fusion no-bias-dropout-fusion",
+        "torch overlaps what it can": "overlap-grad-reduce overlap-param-gather use-ascend-mc2 "
+        "use-ascend-coc coc-parallel-num= use-cp-send-recv-overlap",
         "the same mathematics, and no communication to hide": "lora-fusion",
         "bf16 masters take 2 bytes beside the weight already": "reuse-fp32-param",
         "--recompute-granularity is what saves activations": "swap-attention recompute-method= recompute-num-layers= "
         "recompute-activation-function recompute-activation-function-num-layers= recompute-norm recompute-in-bubble",
         "the data set's manifest says what it is": "is-instruction-dataset",
-        "samples are never padded": "variable-seq-lengths no-pad-to-seq-lengths pad-to-multiple-of= tokenizer-padding-side=",
+        "gradients are summed in fp32": "accumulate-allreduce-grads-in-fp32",
+        "a continued run keeps its schedule": "override-opt-param-scheduler use-checkpoint-opt-param-scheduler",
+        "a checkpoint is written before the next step": "async-save ckpt-fully-parallel-save ckpt-fully-parallel-load",
+        "no timers are kept": "timing-log-level=",
+        "its state is split by --use-distributed-optimizer": "swap-optimizer",
+        "no masks are made": "no-create-attention-mask-in-dataloader",
+        "samples are never padded": "variable-seq-lengths no-pad-to-seq-lengths pad-to-multiple-of= "
+        "tokenizer-padding-side=",
         "read from the model": "group-query-attention max-position-embeddings= rotary-interleaved",
         "weights keep the rows they have": "make-vocab-size-divisible-by=",
         "weights are loaded, never drawn": "init-method-std=",
-        "attention is causal, accumulates in fp32 and stays inside a sample": "attention-softmax-in-fp32 attention-mask-type=",
+        "attention is causal, accumulates in fp32 and stays inside a sample": "attention-softmax-in-fp32 "
+        "attention-mask-type=",
         "chosen by the device": "distributed-backend= disable-gloo-group",
         "the tokenizer only decodes here": "tokenizer-not-use-fast",
         "--load gives weights alone; a run goes on from its own --save": "no-load-optim no-load-rng",
@@ -170,7 +208,8 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "read from the tokenizer's folder": "vocab-file= merge-file= tokenizer-model=",
         "belongs to reward models": "placeholder-token= reward-tokens=",
         "the data was preprocessed already": "handler-name= enable-thinking= workers=",
-        "a NaN always stops the run, before it is in the weights": "no-check-for-nan-in-loss-and-grad check-for-nan-in-loss-and-grad",
+        "a NaN always stops the run, before it is in the weights": "no-check-for-nan-in-loss-and-grad "
+        "check-for-nan-in-loss-and-grad",
         "MindSpeed-LLM parses it and does not use it": "lora-modules-to-save= add-eos-token= instruction-template=",
         "the key-value cache is always used": "use-kv-cache use-cache",
         "evaluation is greedy": "seed= top-k= top-p= temperature=",

@@ -155,6 +155,8 @@ def _convert_ckpt(words: Words) -> None:
 
 def _convert_ckpt_v2(words: Words) -> None:
     _convert(words)
+    if words.drop("save-lora-to-hf"):
+        words.give("to", "peft")
 
 
 # --- posttrain_gpt.py ---
@@ -220,7 +222,7 @@ def _lora(words: Words) -> None:
         if given:
             raise UserError(
                 f"{' '.join(given)}: MindSpeed-LLM turns LoRA on by --lora-target-modules alone, so this would tune "
-                "every weight. Add --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2, or leave these out"
+                "every weight. Add --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2, or leave them out"
             )
         return
     words.default("lora-r", "16")
@@ -251,7 +253,7 @@ def _save(words: Words) -> None:
 
 
 def _continue_from_save(words: Words) -> None:
-    """`--load RUN --save RUN` continues a run there; here the same command as before does, so give what RUN began from."""
+    """`--load RUN --save RUN` continues a run there. Here the same command as before does: give what RUN began from."""
     load, save = (Path(words.value(name, "")).absolute() for name in ("load", "save"))
     record = save / "config.json"
     if "load" in words and load == save and "finetune" not in words and record.is_file():
@@ -349,15 +351,19 @@ def _evaluation_style(words: Words, task: str) -> None:
         return
     if task != "ceval":
         words.drop("prompt-type", "no-chat-template", "max-new-tokens")
-        words.note(f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are "
-                   "here for ceval alone")  # fmt: skip
+        words.note(
+            f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are here "
+            "for ceval alone"
+        )
     elif "prompt-type" in words:
         words.give("style", "mindspeed_template_zh" if language == "zh" else "mindspeed_template")
     else:
         words.give("style", "mindspeed_alt" if alternative else "mindspeed_direct")
         if "no-chat-template" not in words:
-            words.note("neither --no-chat-template nor --prompt-type: a chat model gets the exam as one user turn without a "
-                       "generation prompt, as in MindSpeed-LLM, and its score collapses")  # fmt: skip
+            words.note(
+                "neither --no-chat-template nor --prompt-type: a chat model gets the exam as one user turn without a "
+                "generation prompt, as in MindSpeed-LLM, and its score collapses"
+            )
     if words.value("style"):
         words.give("allow-unparsed")  # whatever is not the letter is wrong there, and counted
 
