@@ -5,7 +5,8 @@ from __future__ import annotations
 from tuneval import console
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import ReportConfig
-from tuneval.errors import Problems
+from tuneval.errors import Problems, UserError
+from tuneval.report.audit.check import check_run, print_findings
 from tuneval.report.render import write_report
 from tuneval.report.sweep.gather import is_sweep
 from tuneval.report.sweep.render import write_sweep_report
@@ -14,6 +15,8 @@ from tuneval.report.sweep.render import write_sweep_report
 def main(parsed: Parsed) -> int:
     """Write the page and what stands beside it; the paths go to standard output."""
     config: ReportConfig = parsed.config
+    if config.check:
+        return _check(config)
     problems = Problems()
     problems.check(
         config.runs or config.from_log, "name at least one run folder: tuneval report RUN --output report.html"
@@ -35,3 +38,16 @@ def main(parsed: Parsed) -> int:
     for path in paths:
         console.out.print(str(path), markup=False)
     return 0
+
+
+def _check(config: ReportConfig) -> int:
+    """Print what each folder holds that is wrong. Returns 1 where anything is."""
+    given = [flag for flag, value in (("RUN", config.runs), ("--from-log", config.from_log)) if value]
+    if given:
+        raise UserError(f"--check: makes no page, so {' and '.join(given)} can't act; name the folders behind --check")
+    sound = True
+    for run in config.check:
+        found = check_run(run)
+        print_findings(run, found)
+        sound = sound and found.sound
+    return 0 if sound else 1

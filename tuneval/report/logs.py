@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tuneval.errors import UserError
+from tuneval.evaluation.exam import categories
 from tuneval.evaluation.stats import summary
-from tuneval.evaluation.tasks import TASKS, built_in_subjects, categories
+from tuneval.evaluation.tasks import TASKS, built_in_subjects
 from tuneval.report.checks import groups_of, settings
 from tuneval.report.gather import Evaluation, Run, key_of
 from tuneval.report.records import EvalResult, RunRecord, Step, Validation, fits

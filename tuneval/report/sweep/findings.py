@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from tuneval.evaluation.exam import categories
 from tuneval.evaluation.sign_flip import Difference, paired_difference, sign_flip
-from tuneval.evaluation.tasks import categories
 from tuneval.report.checks import groups_of
 from tuneval.report.findings import holm
 from tuneval.report.gather import Evaluation

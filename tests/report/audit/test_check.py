@@ -1,0 +1,198 @@
+"""`tuneval report --check`: a real run is sound; each way to spoil it is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tuneval.cli import main
+from tuneval.errors import UserError
+from tuneval.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneval.report.audit.check import check_run
+from tuneval.report.audit.findings import OPEN, WRONG
+
+ASSETS = Path(str(resources.files("tuneval.assets")))
+
+
+def tuneval(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A base, its data, and two runs: LoRA (scored, compared) and full, 8 steps each."""
+    place = tmp_path_factory.mktemp("audit")
+    shutil.copytree(ASSETS / "model", place / "base")
+    shutil.copytree(ASSETS / "exam", place / "exam")
+    tuneval("preprocess", "--input", ASSETS / "records.jsonl", "--tokenizer-name-or-path", place / "base",
+            "--output-prefix", place / "data" / "zh")  # fmt: skip
+    common = ("--load", place / "base", "--data-path", place / "data" / "zh", "--fp32", "--seq-length", 40,
+              "--global-batch-size", 8, "--train-iters", 8, "--eval-interval", 4, "--eval-iters", 1)  # fmt: skip
+    exam = ("--task-data-path", place / "exam", "--shots", 0, "--limit", 4)
+    tuneval("evaluate", "--load", place / "base", *exam, "--output", place / "before")
+    tuneval("tune", *common, "--save", place / "lora", "--lora-r", 4, "--lr", "1e-2", "--lr-warmup-iters", 2)
+    tuneval("tune", *common, "--save", place / "full", "--lr", "1e-3", "--lr-decay-style", "linear")
+    scored = ("--output", place / "lora" / "evaluation" / "ceval-official")
+    tuneval("evaluate", "--load", place / "lora", *exam, "--compare", place / "before", *scored)
+    return place
+
+
+@pytest.fixture
+def lora(place, tmp_path) -> Path:
+    shutil.copytree(place / "lora", tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def wrong(run: Path) -> dict[str, str]:
+    return {f.what: f.detail for f in check_run(run).found if f.state == WRONG}
+
+
+def test_sound_runs(place):
+    for name in ("lora", "full"):
+        found = check_run(place / name)
+        assert wrong(place / name) == {} and found.sound
+    states = {f.what: f.state for f in check_run(place / "lora").found}
+    assert OPEN not in states.values(), states
+    assert len(states) >= 20
+
+
+def change_row(path: Path, number: int, **values) -> None:
+    rows = read_jsonl(path)
+    rows[number] = {**rows[number], **values}
+    write_jsonl(path, rows)
+
+
+def change_json(path: Path, *keys: str, value) -> None:
+    values = read_json(path)
+    inner = values
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_json(path, values)
+
+
+def drop_row(path: Path, number: int) -> None:
+    rows = read_jsonl(path)
+    del rows[number]
+    write_jsonl(path, rows)
+
+
+def change_adapter(folder: Path, change) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(change(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+RESULT = "evaluation/ceval-official/results.json"
+PREDICTIONS = "evaluation/ceval-official/predictions.jsonl"
+
+
+def flip_prediction(run: Path) -> None:
+    row = read_jsonl(run / PREDICTIONS)[0]
+    change_row(run / PREDICTIONS, 0, correct=not row["correct"])
+
+
+@pytest.mark.parametrize(
+    "spoil, what, detail",
+    [
+        (lambda r: (r / "config.json").unlink(), "config.json", "no such file"),
+        (lambda r: (r / "metrics.jsonl").unlink(), "metrics.jsonl", "is missing"),
+        (lambda r: drop_row(r / "metrics.jsonl", 3), "steps in order", "line 4 of metrics.jsonl is step 5"),
+        (lambda r: drop_row(r / "metrics.jsonl", -1), "all steps done", "ends at step 7 of 8"),
+        (lambda r: change_row(r / "metrics.jsonl", 2, loss=0.5), "log.txt agrees with metrics.jsonl", "step 3: loss"),
+        (lambda r: change_row(r / "metrics.jsonl", 2, loss=float("nan")), "losses are numbers", "step 3: nan"),
+        (lambda r: change_row(r / "metrics.jsonl", 4, lr=0.005), "learning rates follow the schedule", "step 5: 5.0"),
+        (lambda r: change_row(r / "metrics.jsonl", 1, samples=99), "samples = steps x global batch size", "step 2: 99, not 16"),
+        (lambda r: change_row(r / "metrics.jsonl", 1, trained_tokens=10**6), "trained tokens within tokens", "step 2"),
+        (lambda r: change_row(r / "metrics.jsonl", 1, seconds=1e-9), "speed = tokens / seconds", "step 2"),
+        (lambda r: change_row(r / "metrics.jsonl", 5, trained_tokens=1), "tokens of every step, counted again", "step 6"),
+        (lambda r: change_json(r / "config.json", "config", "seed", value=9), "tokens of every step, counted again", "step 1"),
+        (lambda r: change_json(r / "config.json", "config", "lora_r", value=8), "adapter/adapter_config.json agrees with config.json",
+         "r is 4, config.json says 8"),
+        (lambda r: change_row(r / "validation.jsonl", 1, perplexity=1.0), "validations", "step 4: 1, not"),
+        (lambda r: change_row(r / "validation.jsonl", 1, step=3), "validations", "step 3: none is due there"),
+        (lambda r: shutil.rmtree(r / "adapter"), "adapter/", "is missing: the run has no result"),
+        (lambda r: change_json(r / "adapter/tuneval.json", "data_sha256", value="0"), "adapter/tuneval.json agrees with config.json",
+         "data_sha256 is 0"),
+        (lambda r: change_adapter(r / "adapter", lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()}),
+         "the adapter was tuned", "is still zero"),
+        (lambda r: change_adapter(r / "adapter", lambda t: dict(list(t.items())[:-1])), "parameters of the adapter", "config.json says"),
+        (lambda r: change_adapter(r / "adapter", lambda t: {k: v * 2 for k, v in t.items()}),
+         "ceval-official: the model scored is this run's", "its weights have hash"),
+        (lambda r: change_json(r / "config.json", "model", "weights_sha256", value="0" * 64), "weights it started from", "config.json says 000"),
+        (lambda r: (r / "log.txt").unlink(), "log.txt agrees with metrics.jsonl", "log.txt is missing"),
+        (lambda r: change_json(r / RESULT, "micro", "accuracy", value=0.9), "ceval-official: results.json follows from predictions.jsonl",
+         "micro.accuracy is 0.9"),
+        (lambda r: change_json(r / RESULT, "subjects", "world_geography", "low", value=0.01),
+         "ceval-official: results.json follows from predictions.jsonl", "subjects.world_geography.low"),
+        (lambda r: drop_row(r / PREDICTIONS, 0), "ceval-official: results.json follows from predictions.jsonl", "predictions"),
+        (flip_prediction, "ceval-official: predictions agree with their scores", "is called"),
+        (lambda r: change_row(r / PREDICTIONS, 0, scores={"A": 0.0, "B": 0.0, "C": 0.0, "D": 9.0}, prediction="A"),
+         "ceval-official: predictions agree with their scores", "its scores say D"),
+        (lambda r: change_row(r / PREDICTIONS, 0, answer="E"), "ceval-official: the exam's own answers", "the exam says"),
+        (lambda r: (r / "samples.jsonl").write_text('{"prompt": 3}\n'), "samples.jsonl", "prompt must be a text"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_named(lora, spoil, what, detail):
+    spoil(lora)
+    found = wrong(lora)
+    assert what in found, found
+    assert detail in found[what]
+
+
+def test_a_comparison_is_computed_again(lora):
+    path = lora / "evaluation/ceval-official/comparison.json"
+    change_json(path, "p_value", value=0.001)
+    assert "p_value is 0.001" in wrong(lora)["ceval-official: comparison.json follows from both predictions"]
+
+
+def test_data_that_was_changed(place, lora, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    change_json(lora / "config.json", "config", "data_path", value=str(tmp_path / "data" / "zh"))
+    assert wrong(lora) == {}
+    file = tmp_path / "data" / "zh_packed_labels_document.bin"
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(content)
+    assert "is not the file that the manifest describes" in wrong(lora)["training data"]
+
+
+def test_a_full_run_that_was_not_tuned(place, tmp_path):
+    shutil.copytree(place / "full", tmp_path / "full")
+    for file in (place / "base").glob("*.safetensors"):
+        shutil.copyfile(file, tmp_path / "full" / "model" / file.name)
+    assert "those it started from" in wrong(tmp_path / "full")["the model was tuned"]
+
+
+def test_what_is_on_another_machine_is_open_not_wrong(lora):
+    for key in ("load", "data_path"):
+        change_json(lora / "config.json", "config", key, value="/elsewhere/x")
+    change_json(lora / "config.json", "model", "path", value="/elsewhere/x")
+    change_json(lora / RESULT, "config", "task_data_path", value="/elsewhere/exam.zip")
+    found = check_run(lora)
+    assert found.sound
+    opened = {f.what for f in found.found if f.state == OPEN}
+    assert {"weights it started from", "training data", "ceval-official: the exam's own answers"} <= opened
+
+
+def test_the_command(place, lora, capsys):
+    assert main(["report", "--check", str(place / "full")]) == 0
+    assert "complete and consistent" in capsys.readouterr().out
+    change_row(lora / "metrics.jsonl", 2, loss=0.5)
+    assert main(["report", "--check", str(place / "full"), str(lora)]) == 1
+    said = capsys.readouterr().out
+    assert "WRONG" in said and "1 of " in said
+    assert main(["report", str(lora), "--check", str(lora)]) == 2
+    assert "makes no page" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such folder"):
+        check_run(lora / "nowhere")
+
+
+def test_records_that_are_no_json(lora):
+    (lora / RESULT).write_text(json.dumps({"schema_version": 1}))
+    assert "micro is missing" in wrong(lora)["ceval-official: results.json"]

@@ -1,0 +1,154 @@
+"""Are a run's results those of its predictions, its predictions those of the exam, and the model scored the run's own?"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tuneval.checkpoints.load import open_source, weights_hash
+from tuneval.errors import UserError
+from tuneval.evaluation.exam import categories
+from tuneval.evaluation.margins import decide
+from tuneval.evaluation.stats import summary
+from tuneval.evaluation.tasks import TASKS, find_task, load_exam
+from tuneval.report.audit.findings import OK, OPEN, Findings
+from tuneval.report.checks import groups_of, read_predictions, read_result
+from tuneval.report.comparison import compare_results
+from tuneval.report.records import Comparison, EvalResult, Prediction, read_record
+
+
+def check_scores(run: Path, found: Findings) -> None:
+    """Every result below RUN/evaluation.
+
+    Args:
+        run: the run folder.
+        found: gets the findings.
+    """
+    places = sorted((run / "evaluation").glob("*/results.json"))
+    if not places:
+        found.add("evaluation", OPEN, "no exam was taken")
+        return
+    try:
+        own = weights_hash(open_source(run))
+    except UserError as error:
+        own = None
+        found.add("the model that was scored", OPEN, str(error))
+    for path in places:
+        _check_evaluation(path.parent, own, found)
+
+
+def _check_evaluation(folder: Path, own: str | None, found: Findings) -> None:
+    name = folder.name
+    result = found.attempt(f"{name}: results.json", lambda: read_result(folder / "results.json"))
+    rows = found.attempt(f"{name}: predictions.jsonl", lambda: read_predictions(folder / "predictions.jsonl"))
+    if not isinstance(result, EvalResult) or not isinstance(rows, tuple):
+        return
+    _check_rows(name, rows, found)
+    _check_figures(name, result, rows, found)
+    if own is not None:
+        scored = result.model.get("weights_sha256")
+        wrong = f"its weights have hash {str(scored)[:12]}, this run's {own[:12]}"
+        found.check(f"{name}: the model scored is this run's", scored == own, wrong)
+    _check_exam(name, result, rows, found)
+    _check_comparison(name, folder, found)
+
+
+def _check_rows(name: str, rows: tuple[Prediction, ...], found: Findings) -> None:
+    """Each prediction against its own scores and its own answer."""
+    faults = []
+    for row in rows:
+        where = f"{row.subject} {row.id}"
+        if row.answer is not None and row.correct is not (row.prediction == row.answer) and row.response is None:
+            faults.append(f"{where}: {row.prediction} for {row.answer} is called {'right' if row.correct else 'wrong'}")
+        if row.scores and row.response is None:
+            label, margin = decide(row.scores)
+            if label != row.prediction:
+                faults.append(f"{where}: {row.prediction} chosen, its scores say {label}")
+            elif row.margin is not None and not math.isclose(margin, row.margin, rel_tol=1e-6, abs_tol=1e-9):
+                faults.append(f"{where}: margin {row.margin:g}, its scores say {margin:g}")
+    found.none_of(f"{name}: predictions agree with their scores", faults, f"{len(rows)} questions")
+
+
+def _check_figures(name: str, result: EvalResult, rows: tuple[Prediction, ...], found: Findings) -> None:
+    """Every accuracy and interval, computed again from the predictions."""
+    faults = [] if result.questions == len(rows) else [f"{result.questions} questions, {len(rows)} predictions"]
+    right: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.correct is not None:
+            right.setdefault(row.subject, []).append(row.correct)
+    if set(right) != set(result.subjects):
+        faults.append(f"subjects differ: {', '.join(sorted(set(right) ^ set(result.subjects)))}")
+    else:
+        again = summary(right, categories(groups_of(result.subjects)))
+        for part in ("micro", "macro", "categories", "subjects"):
+            faults += _differences(part, getattr(result, part), again[part])
+    counts = dict(Counter(row.prediction for row in rows if row.prediction is not None))
+    if result.answers and {label: n for label, n in result.answers.items() if n} != counts:
+        faults.append(f"answers chosen are {counts}, results.json says {result.answers}")
+    found.none_of(
+        f"{name}: results.json follows from predictions.jsonl", faults, f"{100 * result.micro['accuracy']:.1f}%"
+    )
+
+
+def _differences(where: str, told: Any, again: Any) -> list[str]:
+    """Figures of `again` that `told` states otherwise; what only one of them has is left alone."""
+    if isinstance(again, dict):
+        inner = [
+            _differences(f"{where}.{k}", told[k], v) for k, v in again.items() if isinstance(told, dict) and k in told
+        ]
+        return [fault for faults in inner for fault in faults]
+    if isinstance(again, (int, float)) and isinstance(told, (int, float)):
+        same = math.isclose(told, again, rel_tol=1e-9, abs_tol=1e-12)
+        return [] if same else [f"{where} is {told:.6g}, the predictions give {again:.6g}"]
+    return []
+
+
+def _check_exam(name: str, result: EvalResult, rows: tuple[Prediction, ...], found: Findings) -> None:
+    """The right answers against the exam's own files."""
+    what, config = f"{name}: the exam's own answers", result.config
+    path = config.get("task_data_path")
+    if result.task not in TASKS or not path or not Path(path).exists():
+        found.add(what, OPEN, f"{path or 'the path is not recorded'}: not on this machine")
+        return
+    subjects = tuple(s.strip() for s in str(config.get("subjects") or "").split(",") if s.strip())
+    exam = found.attempt(
+        what,
+        lambda: load_exam(find_task(result.task), path, result.split, subjects, config.get("limit"), result.shots),
+    )
+    if exam is None:
+        return
+    answers = {(q.subject, str(q.id)): q.answer for qs in exam.questions.values() for q in qs}  # type: ignore[attr-defined]
+    faults = []
+    if answers.keys() != {(r.subject, str(r.id)) for r in rows}:
+        faults.append("the predictions are of other questions")
+    faults += [
+        f"{r.subject} {r.id}: {r.answer}, the exam says {answers[r.subject, str(r.id)]}"
+        for r in rows
+        if answers.get((r.subject, str(r.id)), r.answer) != r.answer
+    ]
+    if exam.data_sha256 != result.data_sha256:  # type: ignore[attr-defined]
+        faults.append("the exam's files have another hash than results.json names")
+    found.none_of(what, faults, str(path))
+
+
+def _check_comparison(name: str, folder: Path, found: Findings) -> None:
+    """comparison.json, computed again where the earlier result is still there."""
+    path, what = folder / "comparison.json", f"{name}: comparison.json"
+    if not path.is_file():
+        return
+    told = found.attempt(what, lambda: read_record(Comparison, path))
+    if not isinstance(told, Comparison):
+        return
+    earlier = next((p for p in (Path(told.a), folder.parents[2] / told.a) if (p / "results.json").is_file()), None)
+    if earlier is None:
+        found.add(what, OPEN, f"the earlier result, {told.a}, is not on this machine")
+        return
+    again = found.attempt(what, lambda: compare_results(earlier, folder))
+    if isinstance(again, Comparison):
+        names = ("n", "a_accuracy", "b_accuracy", "difference", "low", "high", "a_only", "b_only", "p_value")
+        faults = [f for n in names for f in _differences(n, getattr(told, n), getattr(again, n))]
+        found.none_of(f"{what} follows from both predictions", faults, told.verdict if not faults else "")
+        return
+    assert found.found[-1].state != OK

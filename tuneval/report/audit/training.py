@@ -1,0 +1,262 @@
+"""Does a run's record of its training hold together: settings, steps, learning rates, tokens, log, data, weights?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from tuneval.checkpoints.load import open_source, weights_hash
+from tuneval.config.schema import BatchConfig, OptimConfig
+from tuneval.data.batches import SftDataset, make_global_batch, sample_order, split_borders
+from tuneval.errors import UserError
+from tuneval.files import read_json, sha256_file
+from tuneval.report.audit.findings import OK, OPEN, WRONG, Findings
+from tuneval.report.checks import read_run
+from tuneval.report.logs import read_log
+from tuneval.report.records import RunRecord, Step, Validation, read_records
+from tuneval.training.log_line import perplexity
+from tuneval.training.schedule import Schedule
+
+ADAPTER = "adapter_model.safetensors"
+
+
+def check_training(run: Path, found: Findings) -> None:
+    """Everything of a run folder but its evaluations.
+
+    Args:
+        run: the folder.
+        found: gets the findings.
+    """
+    record = found.attempt("config.json", lambda: read_run(run))
+    if not isinstance(record, RunRecord):
+        return
+    found.add("config.json", OK, f"{record.method}, {record.train_iters} steps planned, started {record.created}")
+    steps = _records(run, "metrics.jsonl", Step, found)
+    if steps:
+        _check_steps(record, steps, found)
+        _check_rates(record, steps, found)
+        _check_log(run, record, steps, found)
+    validations = _records(run, "validation.jsonl", Validation, found, needed=bool(record.config.get("eval_iters")))
+    _check_validations(record, validations, found)
+    _check_result(run, record, found)
+    _check_start(record, found)
+    _check_data(record, steps, found)
+
+
+def _records(run: Path, name: str, kind: type, found: Findings, needed: bool = True) -> list:
+    path = run / name
+    if not path.is_file():
+        if needed:
+            found.add(name, WRONG, "is missing")
+        return []
+    rows = found.attempt(name, lambda: read_records(kind, path))
+    return rows if isinstance(rows, list) else []
+
+
+def _check_steps(record: RunRecord, steps: list[Step], found: Findings) -> None:
+    numbers = [s.step for s in steps]
+    gap = next((i for i, n in enumerate(numbers, 1) if n != i), None)
+    found.check(
+        "steps in order",
+        gap is None,
+        f"line {gap} of metrics.jsonl is step {numbers[gap - 1] if gap else ''}",
+        f"1 to {len(steps)}",
+    )
+    planned = record.train_iters
+    found.check(
+        "all steps done", numbers[-1] == planned, f"the record ends at step {numbers[-1]} of {planned}", f"{planned}"
+    )
+    found.none_of("losses are numbers", (f"step {s.step}: {s.loss}" for s in steps if not math.isfinite(s.loss)))
+    size = record.config.get("global_batch_size")
+    if isinstance(size, int):
+        faults = (f"step {s.step}: {s.samples}, not {s.step * size}" for s in steps if s.samples != s.step * size)
+        found.none_of("samples = steps x global batch size", faults, f"{size} a step")
+    faults = (
+        f"step {s.step}: {s.tokens} tokens, {s.trained_tokens} trained"
+        for s in steps
+        if not 0 < s.trained_tokens <= s.tokens
+    )
+    found.none_of("trained tokens within tokens", faults)
+    faults = (
+        f"step {s.step}: {s.tokens_per_second:.1f}, not {s.tokens / s.seconds:.1f}"
+        for s in steps
+        if not (s.seconds > 0 and math.isclose(s.tokens_per_second, s.tokens / s.seconds, rel_tol=1e-3))
+    )
+    found.none_of("speed = tokens / seconds", faults)
+
+
+def _check_rates(record: RunRecord, steps: list[Step], found: Findings) -> None:
+    """Every learning rate against the schedule that the settings give."""
+    what, config = "learning rates follow the schedule", record.config
+    if config.get("fp16"):
+        found.add(what, OPEN, "fp16 runs may skip steps, which the record does not number")
+        return
+    size = config.get("global_batch_size")
+    if not isinstance(size, int) or config.get("lr") is None:
+        found.add(what, OPEN, "the settings are not recorded")
+        return
+    optim = OptimConfig(**{f.name: config[f.name] for f in fields(OptimConfig) if f.name in config})
+    schedule = Schedule(optim, record.train_iters, size)
+    faults = []
+    for step in steps:
+        right = schedule.lr_at((step.step - 1) * size)
+        if not math.isclose(step.lr, right, rel_tol=1e-6, abs_tol=1e-15):
+            faults.append(f"step {step.step}: {step.lr:.6e}, not {right:.6e}")
+    found.none_of(what, faults, f"{optim.lr_decay_style}, peak {optim.lr:g}")
+
+
+def _check_log(run: Path, record: RunRecord, steps: list[Step], found: Findings) -> None:
+    """The console's lines against metrics.jsonl, where each step has a line."""
+    what, path = "log.txt agrees with metrics.jsonl", run / "log.txt"
+    if not path.is_file():
+        found.add(what, WRONG, "log.txt is missing")
+        return
+    if record.config.get("log_interval", 1) != 1:
+        found.add(what, OPEN, "its lines are means over several steps (--log-interval)")
+        return
+    log = found.attempt(what, lambda: read_log(path))
+    if log is None or log.run is None:  # type: ignore[attr-defined]
+        return
+    logged = {s.step: s for s in log.run.steps}  # type: ignore[attr-defined]
+    faults = []
+    for step in steps:
+        line = logged.get(step.step)
+        if line is None:
+            faults.append(f"step {step.step} has no line")
+        elif step.loss > 0 and not math.isclose(line.loss, step.loss, rel_tol=2e-6):
+            faults.append(f"step {step.step}: loss {line.loss:.6e} in the log, {step.loss:.6e} in the record")
+    found.none_of(what, faults, f"{len(steps)} lines")
+
+
+def _check_validations(record: RunRecord, validations: list[Validation], found: Findings) -> None:
+    if not validations:
+        return
+    faults = [
+        f"step {v.step}: {v.perplexity:g}, not {perplexity(v.loss):g}"
+        for v in validations
+        if not math.isclose(v.perplexity, perplexity(v.loss), rel_tol=1e-6)
+    ]
+    interval = record.config.get("eval_interval")
+    allowed = {0, record.train_iters}
+    faults += [
+        f"step {v.step}: none is due there"
+        for v in validations
+        if isinstance(interval, int) and v.step not in allowed and v.step % interval
+    ]
+    found.none_of("validations", faults, f"{len(validations)}, last loss {validations[-1].loss:.4f}")
+
+
+def _check_result(run: Path, record: RunRecord, found: Findings) -> None:
+    """RUN/adapter or RUN/model: there, made by this run's settings, really tuned."""
+    name = "adapter" if record.method == "lora" else "model"
+    folder = run / name
+    if not folder.is_dir():
+        found.add(f"{name}/", WRONG, "is missing: the run has no result")
+        return
+    told = folder / "tuneval.json"
+    facts = read_json(told) if told.is_file() else {}
+    faults = [
+        f"{key} is {facts.get(key)}, config.json says {expected}"
+        for key, expected in (
+            ("method", record.method),
+            ("template_fingerprint", record.template_fingerprint),
+            ("data_sha256", record.data.get("data_sha256")),
+        )
+        if facts.get(key) != expected
+    ]
+    found.none_of(f"{name}/tuneval.json agrees with config.json", faults if told.is_file() else ["is missing"])
+    if record.method == "lora":
+        found.attempt("adapter/", lambda: _check_adapter(folder, record, found))
+    else:
+        found.attempt("model/", lambda: _check_model(folder, record, found))
+
+
+def _check_adapter(folder: Path, record: RunRecord, found: Findings) -> None:
+    settings = read_json(folder / "adapter_config.json")
+    expected = {"r": record.config.get("lora_r"), "lora_alpha": record.config.get("lora_alpha")}
+    faults = [f"{k} is {settings.get(k)}, config.json says {v}" for k, v in expected.items() if settings.get(k) != v]
+    found.none_of("adapter/adapter_config.json agrees with config.json", faults, f"r {expected['r']}")
+    count, still = 0, []
+    with safe_open(folder / ADAPTER, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            tensor = file.get_tensor(key)
+            count += tensor.numel()
+            if not bool(tensor.isfinite().all()):
+                still.append(f"{key} holds values that are no numbers")
+            elif ".lora_B." in key and not bool(tensor.any()):
+                still.append(f"{key} is still zero, as before tuning")
+    found.none_of("the adapter was tuned", still)
+    trainable = record.parameters.get("trainable")
+    found.check(
+        "parameters of the adapter", count == trainable, f"{count:,}, config.json says {trainable}", f"{count:,}"
+    )
+
+
+def _check_model(folder: Path, record: RunRecord, found: Findings) -> None:
+    before, now = record.model.get("weights_sha256"), weights_hash(open_source(folder))
+    found.check("the model was tuned", now != before, "its weights are those it started from", f"hash {now[:12]}")
+
+
+def _check_start(record: RunRecord, found: Findings) -> None:
+    what, named = "weights it started from", record.model.get("path")
+    if not named or not Path(named).exists():
+        found.add(what, OPEN, f"{named or 'the path is not recorded'}: not on this machine")
+        return
+    now = found.attempt(what, lambda: weights_hash(open_source(named)))
+    if now is not None:
+        expected = record.model.get("weights_sha256")
+        found.check(
+            what, now == expected, f"{named} has hash {str(now)[:12]}, config.json says {str(expected)[:12]}", named
+        )
+
+
+def _check_data(record: RunRecord, steps: list[Step], found: Findings) -> None:
+    """The token files against their hashes; then every step's tokens counted again."""
+    what, prefix = "training data", str(record.config.get("data_path"))
+    manifest = Path(f"{prefix}_manifest.json")
+    if not manifest.is_file():
+        found.add(what, OPEN, f"{manifest}: not on this machine")
+        return
+    facts = found.attempt(what, lambda: read_json(manifest))
+    if not isinstance(facts, dict):
+        return
+    faults = []
+    if facts.get("data_sha256") != record.data.get("data_sha256"):
+        faults.append("its manifest is of other data than config.json names")
+    for name, expected in (facts.get("files_sha256") or {}).items():
+        path = manifest.parent / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif sha256_file(path) != expected:
+            faults.append(f"{name} is not the file that the manifest describes")
+    found.none_of(what, faults, prefix)
+    if not faults and steps:
+        found.attempt("tokens of every step, counted again", lambda: _check_tokens(record.config, prefix, steps, found))
+
+
+def _check_tokens(config: dict[str, Any], prefix: str, steps: list[Step], found: Findings) -> None:
+    what = "tokens of every step, counted again"
+    needed = ("split", "global_batch_size", "seed", "seq_length", "train_iters")
+    if any(config.get(key) is None for key in needed):
+        found.add(what, OPEN, "the settings are not recorded")
+        return
+    dataset, size = SftDataset(prefix), config["global_batch_size"]
+    end = split_borders(len(dataset), config["split"])[1]
+    if end < 1:
+        raise UserError(f"--split {config['split']} leaves no training sample of {len(dataset)}")
+    multiple = size if config.get("padded_samples") else 1
+    order = sample_order(end, steps[-1].step * size, config["seed"], not config.get("no_shuffle"), multiple)
+    faults = []
+    for step in steps:
+        ids = order[(step.step - 1) * size : step.step * size].tolist()
+        batch = make_global_batch(dataset, ids, BatchConfig(global_batch_size=size), config["seq_length"])
+        if (step.tokens, step.trained_tokens) != (batch.tokens, batch.trained_tokens):
+            faults.append(
+                f"step {step.step}: {step.tokens} and {step.trained_tokens} trained, the data has {batch.tokens} and "
+                f"{batch.trained_tokens}"
+            )
+    found.none_of(what, faults, f"{sum(s.tokens for s in steps):,} in {len(steps)} steps")
