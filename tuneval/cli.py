@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": "prove two checkpoints equal",
     "preprocess": "instruction records -> token files",
     "inspect": "show what a token file holds",
+    "plan": "memory, traffic and bubble of a training layout, before there are machines",
     "tune": "supervised fine-tuning, full or LoRA",
     "chat": "chat with a model in the terminal",
     "generate": "answer one prompt, or a file of prompts",

@@ -374,6 +374,34 @@ class TuneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Memory, traffic and bubble of a training layout, without the machines: the real model on fake tensors."""
+
+    load: Path
+    """Folder with the model's config.json (no weights are needed), or any folder that `tune --load` takes."""
+    world_size: int | None = None
+    """Processes of the job, one a device. Default: tensor x pipeline."""
+    nproc_per_node: int = 8
+    """Devices of a machine: the largest tensor-parallel size that is suggested."""
+    seq_length: int | None = None
+    """Tokens of a sample. Default: the longest of `--data-path`, else 4096."""
+    data_path: Path | None = None
+    """Data set, for the steps and tokens of the run and the longest sample."""
+    device_memory: str | None = None
+    """Memory of a device, such as 64GiB: say whether the layout fits, and suggest the cheapest that does."""
+    device_tflops: float = 150.0
+    """Assumed sustained speed of a device, TFLOP/s; orders layouts, and gives the step time as if nothing overlapped."""
+    link_gbytes: float = 25.0
+    """Assumed speed between two devices, GB/s."""
+    output: Path | None = None
+    """JSON file for the same figures."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     max_new_tokens: int = 512
     """Longest answer, tokens."""

@@ -192,6 +192,8 @@ def _alive(pid: int) -> bool:
 
 def _end(error: BaseException, peers: Peers | None) -> NoReturn:
     """End this process after an error, at once: a clean end would wait for the others, who wait for this one."""
+    if isinstance(error, OSError):
+        error = UserError(tell(error))
     if isinstance(error, SystemExit | KeyboardInterrupt):
         _exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):

@@ -1,0 +1,156 @@
+"""`tuneval plan`: what a training layout needs and costs, by rehearsing the real model on fake tensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tuneval import console, runtime
+from tuneval.checkpoints.hf import read_config
+from tuneval.checkpoints.load import open_source
+from tuneval.commands.plan_report import as_json, print_plan, print_suggestion
+from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.schema import PlanConfig
+from tuneval.data.batches import SftDataset
+from tuneval.errors import Problems, UserError
+from tuneval.files import write_json
+from tuneval.model.lora import LoraSettings, hf_targets
+from tuneval.parallel.mesh import Layout, make_layout, without_effect
+from tuneval.planning.estimate import Estimate, Job, Speed, estimate
+from tuneval.planning.rehearsal import Rehearsals
+from tuneval.planning.search import Candidate, cheapest, fits
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long training goes on."""
+
+    train_iters: int | None
+    """None: nothing says so."""
+    samples: int | None
+    mean_tokens: float
+    """Of a sample."""
+
+
+def main(parsed: Parsed) -> int:
+    """Plan. Returns 0; 1 where `--device-memory` is given and the layout does not fit."""
+    config: PlanConfig = parsed.config
+    hf_config = _model_config(config)
+    problems = Problems()
+    _check(config, problems)
+    tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
+    world_size = config.world_size or max(1, tp * pp)
+    layout = make_layout(config.parallel, hf_config, world_size, problems, config.batch.global_batch_size)
+    memory = _memory(config.device_memory, problems)
+    targets = ()
+    try:
+        check_model_facts(parsed.model_facts, hf_config.to_dict())
+        targets = hf_targets(config.lora.lora_target_modules, hf_config) if config.lora.enabled else ()
+    except UserError as error:
+        problems.add(str(error))
+    problems.raise_if_any()
+    for notice in without_effect(config.parallel, layout):
+        console.note(notice)
+    job, run = _job(config, hf_config, targets)
+    speed = Speed(flops=config.device_tflops * 1e12, link=config.link_gbytes * 1e9)
+    return _plan(config, job, run, layout, memory, speed)
+
+
+def _plan(config: PlanConfig, job: Job, run: Run, layout: Layout, memory: int | None, speed: Speed) -> int:
+    with Rehearsals() as rehearsals:
+        console.note(f"rehearsing {layout}: one process of each of {layout.pipeline} stages")
+        plan = estimate(job, layout, rehearsals)
+        print_plan(plan, run, memory, speed)
+        suggested = _suggest(config, job, layout, memory, speed, rehearsals) if memory is not None else None
+    if suggested is not None:
+        print_suggestion(*suggested, speed)
+    elif memory is not None and not fits(plan.peak, memory):
+        console.out.print(
+            "No layout of these processes fits. More of them (--world-size), or LoRA (--lora-r), need less."
+        )
+    if config.output is not None:
+        write_json(config.output, as_json(plan, run, memory, speed, suggested))
+        console.note(f"wrote {config.output}")
+    return 1 if memory is not None and not fits(plan.peak, memory) else 0
+
+
+def _suggest(
+    config: PlanConfig, job: Job, layout: Layout, memory: int, speed: Speed, rehearsals: Rehearsals
+) -> tuple[Candidate, Estimate] | None:
+    def tried(candidate: Candidate, peak: int) -> None:
+        recompute = ", full recompute" if candidate.recompute else ""
+        verdict = "fits" if fits(peak, memory) else "does not fit"
+        console.note(f"  {candidate.layout}{recompute}: about {peak / 2**30:.1f} GiB, {verdict}")
+
+    console.note(f"looking for the cheapest layout of {layout.world_size} processes in {memory / 2**30:.0f} GiB")
+    return cheapest(job, layout.world_size, config.nproc_per_node, memory, speed, rehearsals, tried)
+
+
+def _model_config(config: PlanConfig) -> Any:
+    """config.json is enough; other folders are opened as `tune` opens them."""
+    if (config.load / "config.json").is_file():
+        return read_config(config.load)
+    return open_source(config.load).config
+
+
+def _check(config: PlanConfig, problems: Problems) -> None:
+    batch, precision = config.batch, config.precision
+    given = [name for name in ("bf16", "fp16", "fp32") if getattr(precision, name)]
+    problems.check(len(given) < 2, f"--{' --'.join(given)}: give one of them")
+    positive = {
+        "world-size": config.world_size,
+        "nproc-per-node": config.nproc_per_node,
+        "seq-length": config.seq_length,
+        "device-tflops": config.device_tflops,
+        "link-gbytes": config.link_gbytes,
+        "global-batch-size": batch.global_batch_size,
+        "micro-batch-size": batch.micro_batch_size,
+        "micro-batch-tokens": batch.micro_batch_tokens,
+        "train-iters": batch.train_iters,
+        "train-epochs": batch.train_epochs,
+        "lora-r": config.lora.lora_r,
+    }
+    for flag, value in positive.items():
+        problems.check(value is None or value > 0, f"--{flag} {value}: must be above 0")
+    problems.check(
+        batch.train_iters is None or batch.train_epochs is None, "--train-iters and --train-epochs: give one of them"
+    )
+
+
+def _memory(text: str | None, problems: Problems) -> int | None:
+    """`64GiB`, `64GB`, `64G` -> bytes."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip().upper())
+    if match is None or float(match[1]) == 0 or match[2] == "I":
+        problems.add(f"--device-memory {text}: give a size such as 64GiB or 32GB")
+        return None
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _job(config: PlanConfig, hf_config: Any, targets: tuple[str, ...]) -> tuple[Job, Run]:
+    batch, lora = config.batch, config.lora
+    longest, mean, samples = config.seq_length or 4096, float(config.seq_length or 4096), None
+    if config.data_path is not None:
+        lengths = SftDataset(config.data_path).lengths
+        lengths = lengths.clip(max=config.seq_length) if config.seq_length else lengths
+        longest, mean, samples = int(lengths.max()), float(lengths.mean()), len(lengths)
+    train_iters = batch.train_iters
+    if train_iters is None and samples is not None:
+        train_iters = max(1, int((batch.train_epochs or 1.0) * samples / batch.global_batch_size + 1e-9))
+    settings = LoraSettings(lora.rank, lora.alpha, lora.lora_dropout, targets, lora.lora_shared_a)
+    job = Job(
+        hf_config=hf_config,
+        dtype=runtime.DTYPES[config.precision.dtype],
+        lora=settings if lora.enabled else None,
+        recompute=config.precision.recompute_granularity,
+        global_batch_size=batch.global_batch_size,
+        sample_tokens=longest,
+        mean_tokens=mean,
+        micro_batch_tokens=batch.micro_batch_tokens,
+        micro_batch_size=batch.micro_batch_size,
+    )
+    return job, Run(train_iters, samples, mean)

@@ -1,0 +1,151 @@
+"""A layout and what it costs: memory of each stage, the pipeline's bubble, traffic, operations, time by a given speed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PretrainedConfig
+
+from tuneval.model.lora import LoraSettings
+from tuneval.parallel.mesh import Layout
+from tuneval.parallel.micro_batches import needed
+from tuneval.parallel.schedules import Timetable, timetable
+from tuneval.planning.rehearsal import Account, Part, Rehearsals, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained, whatever the layout."""
+
+    hf_config: PretrainedConfig
+    dtype: torch.dtype
+    lora: LoraSettings | None
+    recompute: str | None
+    global_batch_size: int
+    sample_tokens: int
+    """Tokens of the longest sample."""
+    mean_tokens: float
+    """Tokens of a sample on average."""
+    micro_batch_tokens: int
+    micro_batch_size: int | None = None
+
+    @property
+    def samples_together(self) -> int:
+        """Longest samples of one micro-batch."""
+        fitting = max(1, self.micro_batch_tokens // self.sample_tokens)
+        return min(fitting, self.micro_batch_size or fitting)
+
+    def micro_batches(self, layout: Layout) -> int:
+        """Of one data-parallel process in a step, samples being of the mean length."""
+        samples = -(-self.global_batch_size // layout.data)
+        together = max(1, int(self.micro_batch_tokens / self.mean_tokens))
+        return needed(-(-samples // min(together, self.micro_batch_size or together)), layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What a device is assumed to do; nothing here measures one."""
+
+    flops: float
+    """Sustained, per second."""
+    link: float
+    """Bytes per second between two processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Of one training step."""
+
+    layout: Layout
+    job: Job
+    micro_batches: int
+    stages: tuple[Account, ...]
+    """Of the process of each pipeline stage that holds most: tensor-parallel and data-parallel number 0."""
+    scale: float
+    """Micro-batches of a step for each one that was rehearsed."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the process that needs most."""
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def sent(self) -> dict[tuple[str, str], int]:
+        """(axis, kind) -> bytes that one process sends in a step, the most of any stage."""
+        most: Counter[tuple[str, str]] = Counter()
+        for stage in self.stages:
+            total = Counter(stage.sent_after)
+            for key, size in stage.sent_in_passes.items():
+                once = key[0] == "dp" and self.layout.sharding != "full"
+                total[key] += size if once else round(size * self.scale)
+            most |= total
+        return dict(most)
+
+    @property
+    def step_flops(self) -> float:
+        """Of the whole job."""
+        of_stages = sum(s.forward_flops + s.backward_flops for s in self.stages)
+        return of_stages * self.scale * self.layout.tensor * self.layout.data
+
+    def passes(self, speed: Speed) -> Timetable:
+        """The step's forward and backward passes on every stage, tensor-parallel traffic included, data-parallel not."""
+        rehearsed = self.micro_batches / self.scale
+        forward, backward, transfer = [], [], 0.0
+        for stage in self.stages:
+            chunks = self.layout.chunks_per_stage
+            traffic = sum(size for (axis, _), size in stage.sent_in_passes.items() if axis == "tp") / speed.link
+            flops = stage.forward_flops + stage.backward_flops
+            for times, part in ((forward, stage.forward_flops), (backward, stage.backward_flops)):
+                times.append((part / speed.flops + traffic * part / max(flops, 1)) / rehearsed / chunks)
+            sends = sum(size for (axis, _), size in stage.sent_in_passes.items() if axis == "pp")
+            transfer = max(transfer, sends / speed.link / rehearsed / 2 / chunks)
+        # Stages with several chunks: each takes its share of the stage's time.
+        spread = [forward[c % len(forward)] for c in range(len(self.layout.layers))]
+        back = [backward[c % len(backward)] for c in range(len(self.layout.layers))]
+        return timetable(self.layout, self.micro_batches, spread, back, transfer)
+
+    def seconds(self, speed: Speed) -> float:
+        """Of a step, as if nothing overlapped."""
+        between = sum(size for (axis, _), size in self.sent.items() if axis == "dp")
+        return self.passes(speed).duration + between / speed.link
+
+
+def estimate(job: Job, layout: Layout, rehearsals: Rehearsals) -> Estimate:
+    """Rehearse one process of every pipeline stage.
+
+    Args:
+        job: what is trained.
+        layout: how.
+        rehearsals: that run it.
+    """
+    count = job.micro_batches(layout)
+    some = _enough(count, layout)
+    bounds = [i * job.sample_tokens for i in range(job.samples_together + 1)]
+    work = Work(dtype=job.dtype, recompute=job.recompute, lora=job.lora, segments=tuple(bounds), micro_batches=some)
+    ranks = range(0, layout.world_size, layout.tensor * layout.data)
+    parts = [Part(hf_config=job.hf_config, layout=layout, rank=rank, work=work) for rank in ranks]
+    stages = tuple(rehearsals.run(parts))
+    return Estimate(layout=layout, job=job, micro_batches=count, stages=stages, scale=count / some)
+
+
+def _enough(count: int, layout: Layout) -> int:
+    """Micro-batches after which nothing new comes: memory has had its peak, and each further one is like the last."""
+    if layout.schedule == "gpipe" and layout.pipeline > 1:
+        return count
+    rounds = 2 if layout.chunks_per_stage > 1 or layout.pipeline == 1 else 1
+    return min(count, needed(rounds * layout.pipeline, layout))
+
+
+def with_layers(job: Job, layout: Layout, each: int) -> tuple[Job, Layout]:
+    """The same job on a model of `each` layers in every chunk: layers are alike, so that memory is linear in them."""
+    import copy
+
+    config = copy.deepcopy(job.hf_config)
+    chunks = len(layout.layers)
+    config.num_hidden_layers = each * chunks
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: each * chunks]
+    layers = tuple(tuple(range(c * each, (c + 1) * each)) for c in range(chunks))
+    return replace(job, hf_config=config), replace(layout, layers=layers)
