@@ -87,7 +87,7 @@ def test_errors_come_before_any_work(tiny_folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "4 problems" in said and "Choose 1, 2, 4, 8." in said and "--num-layer-list 2,1,1" in said
     assert convert(base, tmp_path / "a", "hf", *layout(2, 1)) == 2
-    assert "describe a Megatron checkpoint" in capsys.readouterr().err
+    assert "describes a Megatron checkpoint" in capsys.readouterr().err
     assert convert(tmp_path / "absent", tmp_path / "a", "hf") == 2
     assert convert(base, tmp_path / "a", "mcore", "--num-attention-heads", 7) == 2
     assert "num_attention_heads is 6" in capsys.readouterr().err
@@ -129,3 +129,56 @@ def test_the_checkpoint_being_read_is_kept_wherever_its_config_lies(load, tiny_f
     assert convert(shards / load, shards, "mcore", "--hf-cfg-dir", hf) == 2
     assert "would be replaced" in capsys.readouterr().err
     assert (shards / "iter_0000001" / "mp_rank_01_001").is_dir()
+
+
+@pytest.mark.parametrize(
+    "to, flags, words",
+    [
+        ("hf", layout(2, 1), "--target-tensor-parallel-size 2: describes a Megatron checkpoint. Leave it out, or give --to mcore"),
+        ("hf", ("--num-layer-list", "3,1"), "--num-layer-list 3,1: describes"),
+        ("hf", ("--make-vocab-size-divisible-by", 8), "--make-vocab-size-divisible-by 8: describes"),
+        ("hf", ("--keep-lora",), "--keep-lora: is Megatron's form"),
+        ("mcore", ("--max-shard-size-gib", 1), "--max-shard-size-gib 1.0: is the size of a safetensors file"),
+        ("mcore", ("--make-vocab-size-divisible-by", 0), "--make-vocab-size-divisible-by 0: must be at least 1"),
+        ("mcore", ("--num-layers-per-virtual-pipeline-stage", -1), "-1: must be at least 1"),
+        ("hf", ("--max-shard-size-gib", 0), "--max-shard-size-gib 0.0: must be above 0"),
+        ("hf", ("--max-shard-size-gib=-1",), "--max-shard-size-gib -1.0: must be above 0"),
+        ("hf", ("--max-shard-size-gib", "nan"), "--max-shard-size-gib nan: must be above 0"),
+        ("hf", ("--max-shard-size-gib", "inf"), "--max-shard-size-gib inf: must be above 0"),
+        ("peft", ("--params-dtype", "bf16"), "--params-dtype bf16: casts weights"),
+        ("hf", ("--lora-r", 8), "--lora-r 8: there is no adapter"),
+        ("hf", ("--hf-cfg-dir", "elsewhere"), "--hf-cfg-dir elsewhere: gives a Megatron checkpoint its config.json"),
+        ("mcore", layout(0, 1), "--target-tensor-parallel-size 0"),
+        ("mcore", layout(1, -1), "--target-pipeline-parallel-size -1"),
+        ("mcore", layout(1, 10**12), "the model has 4 layers"),
+        ("mcore", (*layout(1, 2), "--num-layer-list", "1,x"), "must be whole numbers"),
+        ("mcore", (*layout(1, 2), "--num-layer-list", "5,-1"), "every stage needs a layer"),
+        ("mcore", (*layout(1, 2), "--num-layer-list="), "must be whole numbers"),
+    ],
+)  # fmt: skip
+def test_every_flag_acts_or_is_an_error(tiny_folder, tmp_path, capsys, to, flags, words):
+    assert convert(tiny_folder(), tmp_path / "out", to, *flags) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_beyond_fp16_are_told(tiny_folder, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_folder()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = 70000.0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for to in ("hf", "mcore"):
+        assert convert(folder, tmp_path / "out", to, "--params-dtype", "fp16") == 2
+        assert "a weight of 70000 is beyond its 65504" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert convert(folder, tmp_path / "out", "hf", "--params-dtype", "bf16") == 0
+
+
+def test_a_file_in_the_place_of_the_result_is_told(tiny_folder, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    for to in ("hf", "mcore"):
+        assert convert(tiny_folder(), tmp_path / "out", to) == 2
+        assert "is there already" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"

@@ -73,3 +73,37 @@ def test_what_cannot_be_exported(run, tiny_folder, tmp_path, capsys):
     assert export(folder, folder, "hf") == 2
     assert "would be replaced" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "peft", "mcore"])
+def test_folders_without_a_result_are_told(run, tiny_folder, tmp_path, capsys, to):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    unfinished = tmp_path / "unfinished"
+    (unfinished / "checkpoints" / "step_0000002").mkdir(parents=True)
+    (unfinished / "config.json").write_text("{}")
+    for folder, words in (
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path / "empty", "no checkpoint in it"),
+        (tmp_path / "file", "no checkpoint in it"),
+        (unfinished, "a run that has not ended"),
+    ):
+        assert export(folder, tmp_path / "out", to) == 2
+        assert words in capsys.readouterr().err
+    tiny_folder(name="run/model")
+    if to != "peft":
+        assert export(run[0], tmp_path / "out", to) == 2
+        assert "holds model and adapter. Name one: " in capsys.readouterr().err
+        assert export(run[0] / "model", tmp_path / "out", to) == 0
+
+
+def test_a_file_in_the_place_of_the_adapter_is_told(run, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert export(run[0], tmp_path / "out", "peft") == 2
+    assert "is there already" in capsys.readouterr().err and (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_is_stated_of_an_adapter_is_held_against_it(run, tmp_path, capsys):
+    assert export(run[0], tmp_path / "out", "hf", "--lora-r", 4, "--lora-alpha", 7) == 2
+    assert "--lora-r 4: the adapter in" in capsys.readouterr().err
+    assert export(run[0], tmp_path / "out", "hf", "--lora-r", 3, "--lora-alpha", 7) == 0

@@ -122,6 +122,9 @@ def check_complete(source: Source, table: list[Row]) -> None:
         for name, shape in shapes.items()
         if name in names and tuple(source.shape(name)) != shape
     ]
+    wrong += [
+        f"{n}: {source.dtype(n)}, no float" for n in shapes if n in names and not source.dtype(n).is_floating_point
+    ]
     if wrong:
         more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise UserError(f"{source.folder}: does not fit its config.json:\n  " + "\n  ".join(wrong[:12]) + more)
@@ -155,7 +158,13 @@ def _written_bytes(source: Source, dtype: torch.dtype | None, layout: Layout | N
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    if dtype == torch.float16 and cast.isinf().any() and not tensor.isinf().any():
+        largest = tensor.abs().max().item()
+        raise UserError(f"--params-dtype fp16: a weight of {largest:.6g} is beyond its 65504. Give bf16 or fp32")
+    return cast
 
 
 def _finish(source: Source, folder: Path, dtype: torch.dtype | None, record: dict[str, Any] | None) -> None:

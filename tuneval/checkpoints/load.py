@@ -37,6 +37,9 @@ def open_source(
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
+    both = [name for name, marker in _RESULTS.items() if (path / marker).is_file()]
+    if len(both) > 1:
+        raise UserError(f"{path}: holds {' and '.join(both)}. Name one: {' or '.join(str(path / b) for b in both)}")
     for marker, opener in _OPENERS:
         if any(path.glob(marker)):
             return open_megatron(path, config_folder, stated) if opener is open_megatron else opener(path)
@@ -138,6 +141,8 @@ _OPENERS = (
     ("adapter/adapter_config.json", lambda run: open_adapter(run / "adapter")),
 )
 """File that tells a kind of folder -> what opens it."""
+_RESULTS = {"model": "model/config.json", "adapter": "adapter/adapter_config.json"}
+"""What a run ends with -> the file that shows it is there."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import padded_size
+from tuneval.commands.convert_flags import check_flags, check_source
 from tuneval.config import flags
 from tuneval.console import note, out
 from tuneval.errors import UserError
@@ -22,9 +23,11 @@ from tuneval.model.lora import write_peft
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
+    check_flags(config)
     source = open_source(config.load, config.hf_cfg_dir, config.lora)
     if config.lora_load is not None:
         source = open_adapter(config.lora_load, source, config.lora)
+    check_source(config, source)
     flags.check_model_facts(parsed.model_facts, source.config.to_dict())
     if config.to == "peft":
         write_adapter(source, config.save)
@@ -52,7 +55,7 @@ def _base_folder(source: AdapterSource) -> Path:
 
 
 def refuse_existing(save: Path) -> None:
-    if save.exists() and any(save.iterdir()):
+    if save.exists() and not (save.is_dir() and not any(save.iterdir())):
         raise UserError(f"--save {save}: is there already. Choose another folder, or remove it.")
 
 
@@ -83,7 +86,6 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
         to_mcore(weights, config.save, layout, dtype, record, lora, vocabulary=vocabulary)
         written = f"Megatron, {layout}"
     else:
-        _check_no_layout(config)
         to_hf(source, config.save, dtype, int(getattr(config, "max_shard_size_gib", 4.0) * 2**30), record)
         written = "Hugging Face"
     size, seconds = size_of(source) / 2**30, time.monotonic() - started
@@ -103,18 +105,6 @@ def _lora_form(source: Source, config: Any) -> tuple[Source, LoraForm | None]:
     targets = " ".join(form.args["lora_target_modules"])
     note(f"Megatron's LoRA: --lora-r {form.r} --lora-alpha {form.args['lora_alpha']} --lora-target-modules {targets}")
     return source.base, form
-
-
-def _check_no_layout(config: Any) -> None:
-    for flag in ("keep_lora", "lora_ckpt_filter"):
-        if getattr(config, flag):
-            raise UserError(f"--{flag.replace('_', '-')}: goes with --to mcore; --to peft takes an adapter out alone")
-    sizes = (config.target_tensor_parallel_size, config.target_pipeline_parallel_size)
-    if sizes != (1, 1) or config.num_layer_list is not None:
-        raise UserError(
-            f"--to {config.to} with a layout: --target-tensor-parallel-size, --target-pipeline-parallel-size and "
-            "--num-layer-list describe a Megatron checkpoint. Leave them out, or give --to mcore."
-        )
 
 
 def _warn_of_trainers(hf_config: Any, tp: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from tuneval import files
 from tuneval.checkpoints.load import AdapterSource, open_source
 from tuneval.commands.convert import convert, refuse_existing, write_adapter
+from tuneval.commands.convert_flags import check_flags, check_source
 from tuneval.config import flags
 from tuneval.console import out
 from tuneval.errors import UserError
@@ -16,6 +17,7 @@ from tuneval.model.adapter import is_peft
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
+    check_flags(config)
     folder = next((f for f in (config.load / "adapter", config.load) if is_peft(f)), None)
     if config.to == "peft" and folder is not None:
         refuse_existing(config.save)
@@ -23,6 +25,8 @@ def main(parsed: flags.Parsed) -> int:
         out.print(f"adapter of {config.load} -> {config.save}", markup=False)
         return 0
     source = open_source(config.load, config.hf_cfg_dir, config.lora)
+    check_source(config, source)
+    flags.check_model_facts(parsed.model_facts, source.config.to_dict())
     if config.to == "peft":
         if not isinstance(source, AdapterSource):
             raise UserError(

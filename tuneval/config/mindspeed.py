@@ -131,7 +131,7 @@ def _convert(words: Words) -> tuple[str, str]:
     words.rename("save-dir", "save")
     words.give("to", "mcore" if written == "mg" else "hf")
     if written == "hf":
-        layout = "target-tensor-parallel-size target-pipeline-parallel-size num-layer-list"
+        layout = "target-tensor-parallel-size target-pipeline-parallel-size num-layer-list make-vocab-size-divisible-by"
         dropped = words.drop(*layout.split(), "num-layers-per-virtual-pipeline-stage")
         if dropped:
             words.note(
