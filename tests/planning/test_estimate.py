@@ -1,0 +1,127 @@
+"""Rehearsals against what real processes of the same model hold and send; figures of large jobs by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from tuneval.config.schema import ParallelConfig
+from tuneval.errors import Problems
+from tuneval.model.lora import LoraSettings
+from tuneval.parallel.mesh import make_layout
+from tuneval.planning.estimate import Job, Speed, estimate, with_layers
+from tuneval.planning.rehearsal import Rehearsals
+from tuneval.planning.search import candidates, cheapest, fits, rough_peak
+
+SPEED = Speed(flops=1e9, link=1e12)
+
+
+@pytest.fixture(scope="module")
+def rehearsals():
+    with Rehearsals() as running:
+        yield running
+
+
+def job(**changes) -> Job:
+    values = {
+        "hf_config": tiny_config(num_hidden_layers=8),
+        "dtype": torch.float32,
+        "lora": None,
+        "recompute": None,
+        "global_batch_size": 8,
+        "sample_tokens": 64,
+        "mean_tokens": 64.0,
+        "micro_batch_tokens": 128,
+    }
+    return Job(**{**values, **changes})
+
+
+def layout(world_size: int, **flags):
+    problems = Problems()
+    made = make_layout(ParallelConfig(**flags), tiny_config(num_hidden_layers=8), world_size, problems)
+    problems.raise_if_any()
+    return made
+
+
+def parameters(config) -> int:
+    from tuneval.model.build import empty_model
+
+    return sum(p.numel() for p in empty_model(config, torch.float32).parameters())
+
+
+def test_one_process_in_full(rehearsals):
+    plan = estimate(job(), layout(1), rehearsals)
+    (account,) = plan.stages
+    whole = parameters(job().hf_config)
+    assert account.trained == whole
+    assert account.memory["parameters"] == account.gradients == 4 * whole
+    assert account.memory["optimizer"] == 8 * whole
+    assert plan.micro_batches == 4
+    assert plan.sent == {}
+
+
+def test_stages_share_the_layers_and_pass_hidden_states(rehearsals):
+    plan = estimate(job(), layout(4, pipeline_model_parallel_size=4), rehearsals)
+    assert sum(s.trained for s in plan.stages) == parameters(job().hf_config)
+    hidden = 4 * 128 * 48  # fp32, [1, 128, 48]
+    assert plan.sent["pp", "send"] // hidden == 2 * plan.micro_batches, "a middle stage sends forward and backward"
+    assert plan.passes(SPEED).bubble > 0.1
+    first, last = plan.stages[0], plan.stages[-1]
+    assert last.forward_flops > first.forward_flops, "the head"
+
+
+def test_tensor_parallel_processes_share_weights_and_meet_four_times_a_layer(rehearsals):
+    plan = estimate(job(), layout(2, tensor_model_parallel_size=2), rehearsals)
+    one = estimate(job(), layout(1), rehearsals)
+    assert plan.stages[0].memory["parameters"] < 0.52 * one.stages[0].memory["parameters"]
+    hidden = 4 * 128 * 48
+    per_layer = 4 * hidden  # all-reduces of ring size 2 * (2 - 1) / 2
+    assert plan.sent["tp", "all-reduce"] == pytest.approx(plan.micro_batches * 8 * per_layer, rel=0.2)
+
+
+def test_data_parallel_processes_sum_gradients_once(rehearsals):
+    plan = estimate(job(), layout(4), rehearsals)
+    assert plan.micro_batches == 1
+    assert plan.sent["dp", "all-reduce"] == pytest.approx(2 * 3 / 4 * 4 * parameters(job().hf_config), rel=0.01)
+    sharded = estimate(job(), layout(4, data_parallel_sharding="full"), rehearsals)
+    assert sharded.stages[0].memory["parameters"] == pytest.approx(plan.stages[0].memory["parameters"] / 4, rel=0.05)
+    assert {kind for axis, kind in sharded.sent if axis == "dp"} >= {"all-gather", "reduce-scatter"}
+
+
+def test_recompute_trades_memory_for_operations(rehearsals):
+    kept, again = (estimate(job(recompute=r), layout(1), rehearsals) for r in (None, "full"))
+    assert again.stages[0].memory["activations"] < kept.stages[0].memory["activations"]
+    assert again.stages[0].backward_flops > 1.3 * kept.stages[0].backward_flops
+
+
+def test_lora_keeps_state_for_its_adapters_alone(rehearsals):
+    plan = estimate(job(lora=LoraSettings(2, 4.0)), layout(2, pipeline_model_parallel_size=2), rehearsals)
+    full = estimate(job(), layout(2, pipeline_model_parallel_size=2), rehearsals)
+    assert plan.stages[0].memory["optimizer"] == 8 * plan.stages[0].trained
+    assert plan.stages[0].trained < full.stages[0].trained / 5
+    assert plan.step_flops < full.step_flops
+
+
+def test_memory_is_linear_in_layers(rehearsals):
+    wide = layout(2, pipeline_model_parallel_size=2)
+    whole = estimate(job(), wide, rehearsals)
+    assert rough_peak(job(), wide, rehearsals) == pytest.approx(whole.peak, rel=0.02)
+    small, spread = with_layers(job(), wide, 1)
+    assert small.hf_config.num_hidden_layers == 2 and spread.layers == ((0,), (1,))
+
+
+def test_the_cheapest_that_fits(rehearsals):
+    alone = estimate(job(), layout(1), rehearsals).peak
+    roomy = cheapest(job(), 2, 2, 4 * alone, SPEED, rehearsals)
+    assert roomy is not None and (roomy[0].layout.data, roomy[0].layout.sharding) == (2, "none")
+    tight = cheapest(job(), 2, 2, int(0.8 * alone), SPEED, rehearsals)
+    assert tight is not None and fits(tight[1].peak, int(0.8 * alone))
+    assert str(tight[0].layout) != str(roomy[0].layout)
+    assert cheapest(job(), 2, 2, alone // 20, SPEED, rehearsals) is None
+
+
+def test_candidates_are_layouts_that_training_takes():
+    found = {(str(c.layout), c.recompute) for c in candidates(job(), 4, 2)}
+    assert ("TP 2 with SP x PP 2 x DP 1", None) in found and ("TP 1 x PP 1 x DP 4 (full sharded)", "full") in found
+    assert not any(name.startswith("TP 4") for name, _ in found), "more than a node has"
