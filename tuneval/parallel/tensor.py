@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
 from tuneval.errors import UserError
+from tuneval.model.loss import Words
 
 _BASE, _EMBEDDING, _NORM, _HEAD = "model.", "model.embed_tokens", "model.norm", "lm_head"
 
@@ -74,7 +76,7 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
     plan: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
         if name == _EMBEDDING:
-            plan[name] = RowwiseParallel(input_layouts=Replicate(), output_layouts=outside)
+            plan[name] = Embedding(outside)
         elif name == _HEAD:
             plan[name] = Head()
         elif name in blocks:
@@ -141,6 +143,38 @@ def _set_local_heads(block: torch.nn.Module, config: Any, size: int, rank: int) 
             block.num_key_value_groups = local // keys
 
 
+class Embedding(ParallelStyle):
+    """The embedding [V, H], cut by words: each process looks up its own, and 0 for the others.
+
+    torch's own style for it hands back gradients of the whole vocabulary on every process.
+    """
+
+    def __init__(self, outside: Placement) -> None:
+        self.outside = outside
+
+    def _apply(self, module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
+        _spread(module, mesh, weight=Shard(0))
+        module.__class__ = _LocalEmbedding
+        module.register_forward_hook(lambda module, args, rows: _leave(rows, mesh, self.outside))
+        return module
+
+
+class _LocalEmbedding(torch.nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """[1, T] -> [1, T, H], whose sum over the processes is the embedding."""
+        words = Words.of(self.weight)
+        mine, at = words.find(ids)
+        padding = -1 if self.padding_idx is None else self.padding_idx - words.first  # its row has no gradient
+        rows = embedding(at, _local(self.weight), padding if 0 <= padding < words.count else None)
+        return torch.where(mine[..., None], rows, 0)
+
+
+def _leave(share: torch.Tensor, mesh: DeviceMesh, outside: Placement) -> torch.Tensor:
+    """Each process's share of a sum [1, T, H] -> the sum, whole or, split by tokens, [1, T / tp, H]."""
+    summed = DTensor.from_local(share, mesh, [Partial()], run_check=False)
+    return summed.redistribute(placements=[outside]).to_local()
+
+
 class Block(ParallelStyle):
     """Hidden states enter attention, MLP or head: whole on every process, their gradient a sum over processes."""
 
@@ -179,8 +213,9 @@ class Column(ParallelStyle):
             _spread(linear, mesh, weight=placement, bias=placement)
             _compute_locally(linear, partial(_local, summed=self.heads is not None, rows=rows))
         for linear in _adapters(module, "lora_A"):
-            _spread(linear, mesh, weight=Replicate())
-            _compute_locally(linear, partial(_local, summed=True))
+            if not isinstance(linear.weight, DTensor):  # else several layers share it
+                _spread(linear, mesh, weight=Replicate())
+                _compute_locally(linear, partial(_local, summed=True))
         if self.heads is not None and self.heads.order is not None:
             module.register_forward_hook(self._pick)
         return module
@@ -212,8 +247,7 @@ class Row(ParallelStyle):
             _compute_locally(linear, partial(_local, summed=True))
 
         def leave(module: torch.nn.Module, args: tuple, share: torch.Tensor) -> torch.Tensor:
-            whole = DTensor.from_local(share, mesh, [Partial()], run_check=False)
-            whole = whole.redistribute(placements=[self.outside]).to_local()
+            whole = _leave(share, mesh, self.outside)
             return whole if base.bias is None else whole + _local(base.bias, summed=summed)
 
         module.register_forward_hook(leave)

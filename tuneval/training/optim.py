@@ -128,6 +128,7 @@ class _Slot:
         if isinstance(gradient, DTensor):
             self.summed_over_tp = gradient.placements[-1].is_partial()
             gradient = gradient.to_local()
+            assert gradient.shape == self.exp_avg.shape, f"{self.name}: a gradient {gradient.shape}"
         if self.gradient is None:
             self.gradient = gradient.float()
         else:
