@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from sweep_runs import read
 
 from tuneval.errors import UserError
 from tuneval.files import write_jsonl
 from tuneval.sweep.checks import check_commands, check_sweep
+from tuneval.sweep.spec import read_sweep
 from tuneval.sweep.steps import make_plan
 
 PREPROCESS = {"input": "alpaca.json", "seq_length": 512}
@@ -124,3 +128,29 @@ def test_prompts_of_a_file(tmp_path):
     write_jsonl(tmp_path / "p.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match="every line must hold `prompt`"):
         plan_of(tmp_path, answers={"prompts": str(tmp_path / "p.jsonl")})
+
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples" / "ablation").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_every_example_is_a_sweep(path):
+    sweep = read_sweep(path)
+    check_sweep(sweep)
+    check_commands(make_plan(sweep, Path("out")))
+    assert len(sweep.points) >= 6 and sweep.output
+
+
+@pytest.mark.parametrize("page", ["ablations.md", "ablations.zh-CN.md"])
+def test_the_file_in_the_documentation_is_a_sweep(page, tmp_path):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (tmp_path / "s.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1], encoding="utf-8")
+    sweep = read_sweep(tmp_path / "s.yaml")
+    check_sweep(sweep)
+    check_commands(make_plan(sweep, tmp_path / "out"))
+    assert len(sweep.points) == 14
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 2
