@@ -6,7 +6,8 @@ import pytest
 from sweep_runs import SWEEP, read, sweep_file
 
 from tuneval.errors import UserError
-from tuneval.sweep.spec import read_sweep, spell_value
+from tuneval.sweep.points import spell_value
+from tuneval.sweep.spec import read_sweep
 
 
 def labels(sweep) -> list[str]:

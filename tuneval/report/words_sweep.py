@@ -64,7 +64,6 @@ WORDS: dict[str, tuple[str, str]] = {
         "{axis}：{best}最好（平均{best_value}），{worst}最差（{worst_value}），相差{difference}（{figures}），{verdict}。",
         "{axis}: {best} is best (mean {best_value}), {worst} worst ({worst_value}), {difference} apart ({figures}), {verdict}.",
     ),
-    "s_effect_p": ("{p}", "{p}"),
     "s_effect_level": ("对{n}对水平作 Holm 校正后{mark}", "{mark} after Holm's correction for {n} pairs of levels"),
     "s_effect_few": ("只有{n}组可比，任何差异都达不到 0.05，因此不作判断", "{n} comparisons alone can't reach 0.05, so nothing is claimed"),
     "s_unbalanced": (
@@ -146,9 +145,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "state_unfinished": ("未完成", "unfinished"),
     "score": ("得分", "Score"),
     "val_loss_last": ("最终验证损失", "Validation loss, last"),
-    "tab_points": ("全部训练", "All runs"),
     "points_note": ("“得分”为全部题目的正确率。编号与图中一致；完整数据见随附的 CSV 与 JSON。", "Score: accuracy over all questions. Numbers as in the figures; the CSV and JSON beside this page hold every figure in full."),
-    "best_command": ("{label}", "{label}"),
     "sweep_file": ("实验设计（YAML）", "The sweep file"),
     "sweep_samples_note": (
         "以下为微调前的模型、{labels}的原始输出。",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuneval import console
 from tuneval.files import read_json, read_jsonl
-from tuneval.sweep.state import DONE, SweepState, best_point
+from tuneval.sweep.state import SweepState, best_point
 from tuneval.sweep.steps import Job, Plan, Step
 
 
@@ -102,12 +102,6 @@ def objective_of(job: Job, objective: str) -> float | None:
     path = job.run / "validation.jsonl"
     rows = read_jsonl(path) if path.is_file() else []
     return rows[-1]["loss"] if rows else None
-
-
-def all_done(plan: Plan, state: SweepState) -> bool:
-    """Whether every step of every point is done."""
-    outcomes = [state.outcome(step) for job in plan.jobs for step in job.steps]
-    return all(outcome is not None and outcome.status == DONE for outcome in outcomes)
 
 
 def _at(step: Step, job: Job) -> str:

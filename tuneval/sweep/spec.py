@@ -8,16 +8,15 @@ every key.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import itertools
 import math
 import random
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneval.errors import Problems, UserError
+from tuneval.sweep.points import NAME, Level, Point, as_number, flag_name, folder_name, level_of, spell_value
 
 KEYS = (
     *("name", "output", "base", "axes", "points", "seeds", "sample", "objective"),
@@ -26,46 +25,8 @@ KEYS = (
 """What a sweep file may hold."""
 DATA_KEYS = ("data_size", "data_filter")
 """Axes of the records themselves, before they become tokens."""
-NAME = "point"
-"""In place of an axis: the name that a listed point was given."""
 OBJECTIVES = ("score", "validation_loss")
 RANGE_KEYS = {"min", "max", "log", "whole"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """One value of an axis."""
-
-    label: str
-    flags: dict[str, Any]
-    """Flag (as a `--config` file spells it) -> value; None: the flag is not given, whatever `base` says."""
-    number: float | None = None
-    """The value where it is one, so that levels can stand on a scale."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One tuning of the sweep."""
-
-    id: str
-    """Name of its run folder; the same for the same settings, whatever else the file holds."""
-    levels: dict[str, str]
-    """Axis -> label of the level; of a listed point, only what it names."""
-    flags: dict[str, Any]
-    """What it sets over `base`."""
-    seed: int | None = None
-    """Where the sweep repeats its points with several seeds."""
-    listed: bool = False
-    """From `points`, not from the axes."""
-
-    @property
-    def settings(self) -> str:
-        """Its levels in one line, without the seed: the same for its repetitions."""
-        return ", ".join(label if axis == NAME else f"{axis}={label}" for axis, label in self.levels.items()) or "base"
-
-    @property
-    def label(self) -> str:
-        return self.settings if self.seed is None else f"{self.settings}, seed {self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,19 +115,7 @@ def _section(source: dict[str, Any], name: str, path: Path, problems: Problems) 
     if not isinstance(given, dict):
         problems.add(f"{path}: {name}: must hold `flag: value` lines, found {type(given).__name__}")
         return None
-    return {flag_name(key): _number(value) for key, value in given.items()}
-
-
-def flag_name(key: Any) -> str:
-    """`--lora-r`, `lora-r`, `lora_r` -> `lora_r`."""
-    return str(key).removeprefix("--").replace("-", "_")
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-4` for a text; here it is a number."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
+    return {flag_name(key): as_number(value) for key, value in given.items()}
 
 
 def _axes(given: Any, path: Path, problems: Problems) -> dict[str, tuple[Level, ...]]:
@@ -179,13 +128,13 @@ def _axes(given: Any, path: Path, problems: Problems) -> dict[str, tuple[Level, 
     for key, values in given.items():
         name = flag_name(key)
         if isinstance(values, list):
-            levels = [_level(name, value) for value in values]
+            levels = [level_of(name, value) for value in values]
         elif isinstance(values, dict) and values.keys() <= RANGE_KEYS and {"min", "max"} <= values.keys():
-            axes[name] = (_Range(name, **{k: _number(v) for k, v in values.items()}),)
+            axes[name] = (_Range(name, **{k: as_number(v) for k, v in values.items()}),)
             continue
         elif isinstance(values, dict) and all(isinstance(flags, dict) for flags in values.values()):
             levels = [
-                Level(label=str(label), flags={flag_name(k): _number(v) for k, v in flags.items()})
+                Level(label=str(label), flags={flag_name(k): as_number(v) for k, v in flags.items()})
                 for label, flags in values.items()
             ]
         else:
@@ -200,31 +149,6 @@ def _axes(given: Any, path: Path, problems: Problems) -> dict[str, tuple[Level, 
     return axes
 
 
-def _level(name: str, value: Any) -> Level:
-    value = _number(value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return Level(label=spell_value(value), flags={name: value}, number=float(value) if is_number else None)
-
-
-def spell_value(value: Any) -> str:
-    """A level's short name: 1e-4, 16, qwen2.5-0.5b (of a path), q_proj+v_proj."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if value and (abs(value) < 0.05 or abs(value) >= 1e5):
-            mantissa, exponent = f"{value:.6e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-        return f"{value:g}"
-    if isinstance(value, list):
-        return "+".join(map(spell_value, value)) or "none"
-    if isinstance(value, dict):
-        return " ".join(f"{k}={spell_value(v)}" for k, v in value.items()) or "none"
-    text = str(value).rstrip("/")
-    return text.rsplit("/", 1)[-1] if "/" in text else text
-
-
 class _Range:
     """An axis of which values are drawn: evenly, or with `log` evenly in the exponent."""
 
@@ -236,7 +160,7 @@ class _Range:
             value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
             value = generator.uniform(self.low, self.high)
-        return _level(self.name, round(value) if self.whole else float(f"{value:.3g}"))
+        return level_of(self.name, round(value) if self.whole else float(f"{value:.3g}"))
 
 
 def _combine(axes: dict[str, tuple[Any, ...]], sample: Any, path: Path) -> list[Point]:
@@ -271,7 +195,7 @@ def _point(levels: dict[str, Level], listed: bool = False) -> Point:
     for level in levels.values():
         flags |= level.flags
     labels = {axis: level.label for axis, level in levels.items()}
-    return Point(id=_folder_name(labels), levels=labels, flags=flags, listed=listed)
+    return Point(id=folder_name(labels), levels=labels, flags=flags, listed=listed)
 
 
 def _listed(given: Any, axes: dict[str, tuple[Level, ...]], path: Path) -> list[Point]:
@@ -282,15 +206,15 @@ def _listed(given: Any, axes: dict[str, tuple[Level, ...]], path: Path) -> list[
         raise UserError(f"{path}: points: must be a list of `flag: value` groups")
     found = []
     for entry in given:
-        entry = {flag_name(key): _number(value) for key, value in entry.items()}
+        entry = {flag_name(key): as_number(value) for key, value in entry.items()}
         name, levels = entry.pop("name", None), {}
         for key, value in entry.items():
             named = [level for level in axes.get(key, ()) if level.label == spell_value(value)]
-            levels[key] = named[0] if named else _level(key, value)
+            levels[key] = named[0] if named else level_of(key, value)
         point = _point(levels, listed=True)
         if name is not None:
             labels = {NAME: str(name)}
-            point = Point(id=_folder_name(labels), levels=labels, flags=point.flags, listed=True)
+            point = Point(id=folder_name(labels), levels=labels, flags=point.flags, listed=True)
         found.append(point)
     return found
 
@@ -315,15 +239,6 @@ def _with_seed(point: Point, seed: int | None, several: bool) -> Point:
     if not several:
         return Point(id=point.id, levels=point.levels, flags=flags, listed=point.listed)
     return Point(id=f"{point.id}.seed-{seed}", levels=point.levels, flags=flags, seed=seed, listed=point.listed)
-
-
-def _folder_name(labels: dict[str, str]) -> str:
-    """Readable and safe in any file system; what was changed or cut leaves a hash of the whole."""
-    whole = ".".join(label if axis == NAME else f"{axis}-{label}" for axis, label in labels.items()) or "base"
-    safe = re.sub(r"[^\w.+-]", "-", whole, flags=re.ASCII).strip(".")
-    if safe == whole and len(safe) <= 80:
-        return safe
-    return f"{safe[:72]}-{hashlib.sha256(whole.encode()).hexdigest()[:7]}"
 
 
 def _check_distinct(points: list[Point], path: Path) -> None:

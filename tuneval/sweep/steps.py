@@ -11,8 +11,9 @@ from typing import Any
 from tuneval.config import schema
 from tuneval.config.fields import flat_types
 from tuneval.files import sha256_json, write_jsonl
+from tuneval.sweep.points import Point
 from tuneval.sweep.records import Subset, write_subset
-from tuneval.sweep.spec import DATA_KEYS, Point, Sweep
+from tuneval.sweep.spec import DATA_KEYS, Sweep
 
 POINTS, SHARED = "points", "shared"
 """Folders of the sweep: run folders; what several points use."""

@@ -18,7 +18,7 @@ from tuneval.report.checks import groups_of
 from tuneval.report.findings import holm
 from tuneval.report.gather import Evaluation
 from tuneval.report.sweep.gather import PointResult, Setting, SweepResult
-from tuneval.sweep.spec import Level
+from tuneval.sweep.points import Level
 
 Question = tuple[str, str]
 """Subject and id."""

@@ -12,7 +12,7 @@ from tuneval.errors import UserError
 from tuneval.files import read_json
 from tuneval.report.findings import Curve, curve
 from tuneval.report.gather import Evaluation, ExamKey, Run, read_evaluations, read_run_folder
-from tuneval.sweep.spec import NAME, Level
+from tuneval.sweep.points import NAME, Level
 from tuneval.sweep.state import DONE, FAILED, RECORD, SCHEMA_VERSION, SKIPPED
 
 

@@ -14,7 +14,7 @@ from tuneval.report.sweep.axes import baseline_line
 from tuneval.report.sweep.gather import PointResult, Setting, SweepResult
 from tuneval.report.sweep.summary import Analysis, failed_name, seconds
 from tuneval.report.words import DASH, Words
-from tuneval.sweep.spec import NAME
+from tuneval.sweep.points import NAME
 
 
 def cost_section(sweep: SweepResult, analysis: Analysis, t: Words) -> Section | None:
