@@ -261,7 +261,14 @@ def test_comparing_two_results(exam, tmp_path, capsys):
     assert list(comparison.categories) == ["STEM", "Humanities", "Other", "Hard"]
     assert comparison.categories["Other"]["b_only"] == 5
     assert comparison.verdict.startswith("after is better than before: +93.3 points")
-    assert comparison.verdict in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert comparison.verdict in shown and "p corrected for all 3 (Holm): none differs" in shown
+    assert comparison.detectable == pytest.approx(2.8016 * 14**0.5 / 15, rel=1e-3)
+    assert comparison.subjects["accountant"]["p_holm"] == pytest.approx(3 * 2 / 2**5)
+    assert (
+        comparison.bootstrap["macro_difference"] == pytest.approx((1 + 1 + 5 / 6) / 3)
+        and comparison.bootstrap["micro"][1] == 1
+    )
     assert (
         cli.main(
             [

@@ -11,10 +11,12 @@ from scipy import stats as scipy_stats
 from tuneval.evaluation.stats import (
     compare,
     detectable_difference,
+    holm,
     macro,
     mcnemar,
     newcombe,
     paired,
+    paired_bootstrap,
     summary,
     verdict,
     wilson,
@@ -119,3 +121,34 @@ def test_detectable_difference_has_the_power_it_claims():
     draws = rng.multinomial(n, chances, 600)
     assert np.mean([mcnemar(int(a), int(b)) <= 0.05 for a, b, _ in draws]) == pytest.approx(0.8, abs=0.06)
     assert detectable_difference(0, 10) > 0 and detectable_difference(10, 10) <= 1
+
+
+def test_bootstrap_of_one_subject_equals_scipy():
+    rng = np.random.default_rng(7)
+    a, b = rng.random(300) < 0.5, rng.random(300) < 0.58
+    found = paired_bootstrap({"s": a.tolist()}, {"s": b.tolist()}, resamples=20_000)
+    theirs = scipy_stats.bootstrap((b * 1.0 - a,), np.mean, n_resamples=20_000, rng=8, method="percentile")
+    assert found.micro == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+    assert found.macro == found.micro and found.macro_difference == pytest.approx(b.mean() - a.mean())
+    assert found == paired_bootstrap({"s": a.tolist()}, {"s": b.tolist()}, resamples=20_000)
+
+
+def test_bootstrap_draws_within_subjects():
+    """A subject that always changes and one that never does: nothing is left to chance."""
+    found = paired_bootstrap({"s": [False] * 4, "t": [True] * 6}, {"s": [True] * 4, "t": [True] * 6})
+    assert found.micro == (0.4, 0.4) and found.macro == (0.5, 0.5) and found.macro_difference == 0.5
+
+
+def test_holm_equals_the_published_example():
+    """Aickin and Gensler (1996), American Journal of Public Health 86: p 0.01, 0.02, 0.03, 0.04 of four tests."""
+    assert holm({"a": 0.02, "b": 0.01, "c": 0.04, "d": 0.03}) == pytest.approx(
+        {"a": 0.06, "b": 0.04, "c": 0.06, "d": 0.06}
+    )
+    assert holm({"x": 0.6, "y": 0.7}) == {"x": 1.0, "y": 1.0} and holm({}) == {}
+
+
+def test_holm_keeps_its_promise():
+    """No test out of twenty without any difference passes in 95% of trials."""
+    rng = np.random.default_rng(9)
+    passes = [min(holm(dict(enumerate(rng.random(20)))).values()) <= 0.05 for _ in range(2000)]
+    assert 0.03 <= np.mean(passes) <= 0.07

@@ -102,6 +102,9 @@ COMPARISON = {
     "p_value": 1.0,
     "verdict": "no difference shown",
     "categories": {},
+    "detectable": 0.2,
+    "subjects": {},
+    "bootstrap": {"resamples": 10000},
 }
 KINDS = [
     (records.RunRecord, RUN),

@@ -18,7 +18,6 @@ from pathlib import Path
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation import layouts
 from tuneval.evaluation.exam import CATEGORIES, HARD, Exam, Question, Subject
-from tuneval.evaluation.exam import LETTERS as LETTERS
 from tuneval.evaluation.exam import categories as categories
 from tuneval.evaluation.exam_files import MAPPING, ExamFiles
 from tuneval.evaluation.layouts import Layout, read_questions

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from tuneval import console
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation import stats
-from tuneval.evaluation.tasks import categories
+from tuneval.evaluation.exam import categories
 from tuneval.report.checks import groups_of, read_predictions, read_result
 from tuneval.report.records import Comparison, EvalResult, Prediction
 
@@ -41,15 +42,26 @@ def compare_results(a: Path, b: Path) -> Comparison:
             f"{a} was scored in {result_a.dtype}, {b} in {result_b.dtype}; some letters may differ by that alone"
         )
     groups = categories(groups_of(result_b.subjects))
-    test, within = stats.compare(_right(rows_a.values()), _right(rows_a.values(), rows_b), groups)
+    right_a, right_b = _right(rows_a.values()), _right(rows_a.values(), rows_b)
+    test, within = stats.compare(right_a, right_b, groups)
+    _, each = stats.compare(right_a, right_b, {subject: [subject] for subject in right_a})
     names = _names(a, b)
     return Comparison(
         a=str(a),
         b=str(b),
         **{name: getattr(test, name) for name in _FIGURES},
         verdict=stats.verdict(test, *names),
-        categories=within,
+        categories=_corrected(within),
+        detectable=test.detectable,
+        subjects=_corrected(each),
+        bootstrap=asdict(stats.paired_bootstrap(right_a, right_b)),
     )
+
+
+def _corrected(tests: dict[str, dict]) -> dict[str, dict]:
+    """The tests with their p values corrected for their number."""
+    p_holm = stats.holm({name: figures["p_value"] for name, figures in tests.items()})
+    return {name: {**figures, "p_holm": p_holm[name]} for name, figures in tests.items()}
 
 
 def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked) -> None:
@@ -102,6 +114,11 @@ def _check_same(a: Path, result_a: EvalResult, b: Path, result_b: EvalResult) ->
     for name in SAME:
         x, y = getattr(result_a, name), getattr(result_b, name)
         problems.check(x == y, f"{name}: {x} in {a}, {y} in {b}; score both with the same")
+    x, y = result_a.template_fingerprint, result_b.template_fingerprint
+    problems.check(
+        x == y,
+        f"chat template: {str(x)[:12]} in {a}, {str(y)[:12]} in {b}; score both with the same --prompt-type",
+    )
     problems.raise_if_any()
 
 

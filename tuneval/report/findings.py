@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from statistics import mean, median
 
+from tuneval.evaluation.exam import categories
 from tuneval.evaluation.stats import Paired, compare
-from tuneval.evaluation.tasks import categories
 from tuneval.report.checks import groups_of
 from tuneval.report.gather import Evaluation
 from tuneval.report.records import Prediction, Step

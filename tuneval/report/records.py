@@ -209,7 +209,13 @@ class Comparison:
     """Exact McNemar test, two-sided."""
     verdict: str
     categories: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Category -> the same figures, without names and verdict or with them."""
+    """Category -> the same figures, without names and verdict or with them; `p_holm` is corrected for their number."""
+    detectable: float | None = None
+    """Smallest true difference that a test of this size finds four times in five."""
+    subjects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Subject -> the same figures; `p_holm` is corrected for their number."""
+    bootstrap: dict[str, Any] = field(default_factory=dict)
+    """Paired bootstrap within subjects: resamples, seed, 95% intervals `micro` and `macro`, and macro_difference."""
 
 
 def to_dict(record: Any) -> dict[str, Any]:

@@ -95,7 +95,26 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     table.add_row("all", *_paired(vars(comparison)), style="bold")
     console.out.print(table)
     console.out.print(comparison.verdict, markup=False)
+    for line in _many_subjects(comparison):
+        console.out.print(line, markup=False)
     console.out.print(f"comparison: {folder / 'comparison.json'}", markup=False)
+
+
+def _many_subjects(comparison: Comparison) -> list[str]:
+    """What holds of the mean of subjects, and of single ones once their number is allowed for."""
+    found, drawn = [], comparison.bootstrap
+    if drawn and len(comparison.subjects) > 1:
+        low, high = (100 * x for x in drawn["macro"])
+        found.append(
+            f"Mean of subjects: {100 * drawn['macro_difference']:+.1f} points (95% bootstrap interval {low:+.1f} to {high:+.1f})."
+        )
+    changed = {s: f for s, f in comparison.subjects.items() if f["p_holm"] <= 0.05}
+    if len(comparison.subjects) > 1:
+        names = ", ".join(f"{s} {100 * f['difference']:+.0f} (p = {f['p_holm']:.3f})" for s, f in changed.items())
+        found.append(
+            f"Single subjects, p corrected for all {len(comparison.subjects)} (Holm): {names or 'none differs'}."
+        )
+    return found
 
 
 def _table(title: str, names: tuple[str, ...]) -> Table:
