@@ -139,6 +139,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "holm_mark": ("Holm 校正", "Holm"),
     "setting": ("设置", "Setting"),
     "seed": ("种子", "Seed"),
+    "seed_in_text": ("种子", "seed"),
     "state": ("状态", "State"),
     "state_done": ("完成", "done"),
     "state_failed": ("失败", "failed"),

@@ -46,7 +46,9 @@ def source(folder, request, tmp_path_factory) -> str:
 
 def said(folder, lang: str = "en") -> str:
     t, sweep = Words(lang), gather_sweep(folder)
-    return " ".join(sentences(sweep, analyse(sweep), t)).replace("\u00a0", " ")
+    found = list(sentences(sweep, analyse(sweep), t))
+    assert all(found)
+    return " ".join(found).replace("\u00a0", " ")
 
 
 def test_page_is_valid_and_whole(source):
@@ -86,7 +88,7 @@ def test_failed_and_unfinished_points_are_told(source, folder):
     assert "&lt;b&gt;no&lt;/b&gt; such rank" in source and "<b>no</b>" not in source
     text = said(folder)
     assert "7 settings, 14 runs; 10 are done." in text
-    assert "#3 lora_r=4, lr=3e-3; Seed 1, 2 failed (tune): ValueError: <b>no</b> such rank" in text
+    assert "#3 lora_r=4, lr=3e-3; seed 1, 2 failed (tune): ValueError: <b>no</b> such rank" in text
 
 
 def test_the_analysis_says_what_is_and_is_not_significant(folder):

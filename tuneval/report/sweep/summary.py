@@ -83,7 +83,8 @@ def sentences(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[str]
         yield t("s_nothing")
     else:
         yield _join(_say_best(sweep, analysis, t), t)
-        yield _join(_say_second(sweep, analysis, t), t)
+        if sweep.objective == "score" and len(sweep.ranked) > 1:
+            yield from _say_second(sweep, analysis, t)
     yield from _say_against(analysis, t)
     for effect in analysis.effects:
         yield _join(_say_effect(sweep, analysis, effect, t), t)
@@ -112,7 +113,7 @@ def _say_failed(setting: Setting, t: Words) -> Iterator[str]:
 def failed_name(setting: Setting, points: Sequence[PointResult], t: Words) -> str:
     """The setting and the seeds of these runs."""
     seeds = [str(p.seed) for p in points if p.seed is not None]
-    return spelling.name(setting) + (f"{t('semicolon')}{t('seed')} {t.listed(seeds)}" if seeds else "")
+    return spelling.name(setting) + (f"{t('semicolon')}{t('seed_in_text')} {t.listed(seeds)}" if seeds else "")
 
 
 def _join(parts: Iterator[str], t: Words) -> str:
@@ -192,21 +193,21 @@ def _say_seeds(sweep: SweepResult, analysis: Analysis, difference: float, shares
 
 
 def _say_second(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[str]:
-    if sweep.objective != "score" or len(sweep.ranked) < 2:
-        return
     best, second = sweep.ranked[:2]
     test = between(sweep, second, best)
-    if test is not None:
-        yield t(
-            "s_second",
-            label=spelling.name(second),
-            value=spelling.value(sweep, sweep.mean(second), t),
-            difference=f"{100 * abs(test.mean):.1f}",
-            figures=spelling.figures(test, t),
-            verdict=t("s_second_clear" if test.p_value <= SIGNIFICANCE else "s_second_unclear"),
-        )
-        if test.p_value <= SIGNIFICANCE:
-            yield from _say_seeds(sweep, analysis, test.mean, 1 / len(best.done) + 1 / len(second.done), t)
+    if test is None:
+        return
+    clear = test.p_value <= SIGNIFICANCE
+    said = t(
+        "s_second",
+        label=spelling.name(second),
+        value=spelling.value(sweep, sweep.mean(second), t),
+        difference=f"{100 * abs(test.mean):.1f}",
+        figures=spelling.figures(test, t),
+        verdict=t("s_second_clear" if clear else "s_second_unclear"),
+    )
+    caution = _say_seeds(sweep, analysis, test.mean, 1 / len(best.done) + 1 / len(second.done), t) if clear else ()
+    yield _join(iter([said, *caution]), t)
 
 
 def _say_against(analysis: Analysis, t: Words) -> Iterator[str]:
