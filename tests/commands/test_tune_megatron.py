@@ -182,3 +182,49 @@ def test_entry_files_are_thin():
     for name in "preprocess_data convert_ckpt convert_ckpt_v2 posttrain_gpt inference evaluation".split():
         code = [line for line in (root / f"{name}.py").read_text().splitlines()[1:] if line.strip()]
         assert code == ["import sys", "from tuneval.cli import run_entry", "sys.exit(run_entry(__file__))"]
+
+
+def adapter_of(run_folder):
+    return load_file(run_folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("form", ["run", "mcore"])
+def test_an_adapter_goes_on_from_either_form(words, tmp_path, capsys, form):
+    """4 steps at a constant rate, then none at rate 0: the adapter comes back as it was, with its settings."""
+    run([*words, *LORA], capsys)
+    earlier = tmp_path / "run" if form == "run" else tmp_path / "run" / "mcore"
+    words[words.index("--save") + 1] = str(tmp_path / "next")
+    still = ["--lora-load", str(earlier), "--lr", "0", "--min-lr", "0", "--train-iters", "1"]
+    run([*words, *still], capsys)
+    before, after = adapter_of(tmp_path / "run"), adapter_of(tmp_path / "next")
+    assert list(before) == list(after) and all(torch.equal(before[n], after[n]) for n in before)
+    record = json.loads((tmp_path / "next" / "config.json").read_text())["config"]
+    assert (record["lora_r"], record["lora_alpha"], record["lora_shared_a"]) == (3, 6.0, True)
+    words[words.index("--save") + 1] = str(tmp_path / "moved")
+    run([*words, "--lora-load", str(earlier)], capsys)
+    assert any(not torch.equal(before[n], t) for n, t in adapter_of(tmp_path / "moved").items())
+
+
+def test_other_settings_than_the_adapters_are_refused(words, tmp_path, capsys):
+    run([*words, *LORA], capsys)
+    words[words.index("--save") + 1] = str(tmp_path / "next")
+    more = [
+        "--lora-load",
+        str(tmp_path / "run"),
+        "--lora-r",
+        "4",
+        "--lora-alpha",
+        "5",
+        "--lora-target-modules",
+        "linear_qkv",
+    ]
+    assert cli.run_entry("posttrain_gpt.py", [*words, *more]) == 2
+    error = capsys.readouterr().err
+    for text in (
+        "3 problems",
+        "--lora-r 4: ",
+        "trained with 3",
+        "--lora-alpha 5.0: ",
+        "--lora-target-modules linear_qkv: ",
+    ):
+        assert text in error

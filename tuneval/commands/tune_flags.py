@@ -64,9 +64,14 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
             "--loss-reduction micro-batch needs",
         )
     if not config.lora.enabled:
-        for flag in ("lora_alpha", "lora_dropout"):
+        for flag in ("lora_alpha", "lora_dropout", "lora_shared_a", "lora_ckpt_filter"):
             given = getattr(config.lora, flag)
-            problems.check(not given, f"--{flag.replace('_', '-')} {given}: LoRA is off; give --lora-r too")
+            text = f"--{flag.replace('_', '-')}" + ("" if given is True else f" {given}")
+            problems.check(not given, f"{text}: LoRA is off; give --lora-r too")
+    problems.check(
+        not config.lora.lora_ckpt_filter or config.save.ckpt_format == "torch",
+        "--lora-ckpt-filter: is about Megatron's files; give --ckpt-format torch too",
+    )
     if log.tensorboard_dir is not None:
         problems.check(
             find_spec("tensorboard"),

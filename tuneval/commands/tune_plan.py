@@ -12,6 +12,7 @@ import numpy as np
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
+from tuneval.commands.tune_adapter import open_earlier
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
@@ -20,6 +21,7 @@ from tuneval.data.template import load_template, template_difference
 from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_free_space, sha256_json
+from tuneval.model.adapter import Adapter
 from tuneval.model.lora import hf_targets
 from tuneval.parallel.mesh import Layout, make_layout, without_effect
 from tuneval.training.schedule import Schedule
@@ -42,6 +44,8 @@ class Plan:
     schedule: Schedule
     layout: Layout
     """How the model is spread over the processes of this job."""
+    adapter: Adapter | None = None
+    """What LoRA starts from; None: from the seed."""
 
     @property
     def train_iters(self) -> int:
@@ -73,6 +77,8 @@ def make_plan(parsed: Parsed) -> Plan:
     if dataset is not None:
         borders = _attempt(problems, lambda: split_borders(len(dataset), config.data.split))
     problems.raise_if_any()
+    lora, adapter = open_earlier(config.lora, source)
+    config = replace(config, lora=lora)
 
     config = resolve(config, source.config, borders[1])
     folder = config.model.tokenizer_name_or_path or source.folder
@@ -97,7 +103,7 @@ def make_plan(parsed: Parsed) -> Plan:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
     for notice in without_effect(config.parallel, layout):
         console.note(notice)
-    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout)
+    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, adapter)
 
 
 def _attempt(problems: Problems, action: Callable[[], T]) -> T | None:

@@ -146,15 +146,22 @@ def _convert_ckpt(words: Words) -> None:
     if written == "hf":
         original = Path(words.value("save"))
         words.give("save", original / "mg2hf")
-        if (original / "config.json").is_file():
+        if (original / "config.json").is_file() and not _carries_config(words.value("load")):
             words.default("hf-cfg-dir", original)
         words.note(f"--save-dir {original}: the Hugging Face folder goes to {original / 'mg2hf'}, as version 1 does")
     if "params-dtype" not in words:
         words.note("no --params-dtype: weights keep their type (MindSpeed-LLM's version 1 would make them fp16)")
 
 
+def _carries_config(folder: str) -> bool:
+    """Whether a folder to read has a config of its own: Hugging Face's, a run's, or what convert wrote."""
+    return (Path(folder) / "config.json").is_file()
+
+
 def _convert_ckpt_v2(words: Words) -> None:
     _convert(words)
+    if "hf-cfg-dir" in words and _carries_config(words.value("load")):
+        words.note(f"--hf-cfg-dir {words.take('hf-cfg-dir')}: no effect, --load-dir carries its own config")
     if words.drop("save-lora-to-hf"):
         words.give("to", "peft")
 
@@ -217,14 +224,16 @@ def _data_parallel_size(words: Words) -> int:
 
 def _lora(words: Words) -> None:
     words.rename("lora-target-models", "lora-target-modules")  # so misspelt in generate_qwen25_7b_lora_ptd.sh
-    if not words.flags.get("lora-target-modules"):
+    if not words.flags.get("lora-target-modules") and "lora-load" not in words:
         given = [f"--{name}" for name in words.flags if name.startswith("lora-")]
         if given:
             raise UserError(
                 f"{' '.join(given)}: MindSpeed-LLM turns LoRA on by --lora-target-modules alone, so this would tune "
-                "every weight. Add --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2, or leave them out"
+                "every weight. Add --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2, or take them out"
             )
         return
+    if "lora-load" in words:
+        return  # the adapter says its rank, its alpha and whether it shares A
     words.default("lora-r", "16")
     words.default("lora-alpha", "32")
     words.default("lora-shared-a")
@@ -352,8 +361,8 @@ def _evaluation_style(words: Words, task: str) -> None:
     if task != "ceval":
         words.drop("prompt-type", "no-chat-template", "max-new-tokens")
         words.note(
-            f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are here "
-            "for ceval alone"
+            f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are "
+            "here for ceval alone"
         )
     elif "prompt-type" in words:
         words.give("style", "mindspeed_template_zh" if language == "zh" else "mindspeed_template")

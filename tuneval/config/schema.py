@@ -287,6 +287,8 @@ class LoraConfig:
     """Dropout before A."""
     lora_target_modules: tuple[str, ...] = ()
     """Hugging Face names (q_proj ...) or linear_qkv linear_proj linear_fc1 linear_fc2. Default: all of the blocks."""
+    lora_load: Path | None = None
+    """Adapter to go on training: PEFT, run folder or Megatron's. It says rank, alpha and targets."""
     lora_shared_a: bool = False
     """One A for q, k, v and one for gate, up, as MindSpeed-LLM trains its fused layers. Default: one for each module."""
     lora_ckpt_filter: bool = False
@@ -294,7 +296,7 @@ class LoraConfig:
 
     @property
     def enabled(self) -> bool:
-        return self.lora_r is not None or bool(self.lora_target_modules)
+        return self.lora_r is not None or bool(self.lora_target_modules) or self.lora_load is not None
 
     @property
     def rank(self) -> int:

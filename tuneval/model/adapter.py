@@ -58,6 +58,18 @@ class Adapter:
         a, b = self.factors[weight.removesuffix(".weight")]
         return b.read().float() @ a.read().float() * self.scaling
 
+    def shares_a(self, groups: list[tuple[str, ...]]) -> bool:
+        """Whether the adapted members of each group have the same A.
+
+        Args:
+            groups: modules of one fused layer each.
+        """
+        for group in groups:
+            a = [self.factors[module][0].read() for module in group if module in self.factors]
+            if any(not torch.equal(a[0], other) for other in a[1:]):
+                return False
+        return True
+
     def peft_tensors(self) -> dict[str, torch.Tensor]:
         """Every factor under the name that a PEFT folder gives it."""
         return {

@@ -21,7 +21,7 @@ from tuneval.errors import Problems
 from tuneval.files import atomic_file
 from tuneval.model.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, read_peft
 from tuneval.model.build import empty_model
-from tuneval.model.weight_map import hf_modules, megatron_targets
+from tuneval.model.weight_map import FAMILIES, fused_modules, hf_modules, megatron_targets
 
 ADAPTER = "default"
 
@@ -105,6 +105,26 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor | Non
         return torch.zeros(shape)
     layer, mark, _ = name.rpartition(f".lora_A.{ADAPTER}.weight")
     return _drawn(shape, f"{seed}:{layer}") if mark else None
+
+
+def start_from(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Give the adapters of `add_lora` the values of one that was trained before.
+
+    Args:
+        model: with adapters of `adapter`'s rank on its modules.
+        adapter: of any format.
+    """
+    stored = adapter.peft_tensors()
+    with torch.no_grad():
+        for name, p in _by_file_name(model).items():
+            p.copy_(stored[name])
+
+
+def settings_of(adapter: Adapter, hf_config: PretrainedConfig) -> LoraSettings:
+    """The settings that `add_lora` needs for an adapter that was trained before."""
+    groups = fused_modules(hf_config) if hf_config.model_type in FAMILIES else []
+    several = any(sum(module in adapter.factors for module in group) > 1 for group in groups)
+    return LoraSettings(adapter.r, adapter.alpha, 0.0, adapter.targets, several and adapter.shares_a(groups))
 
 
 def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | Path, base_model: str) -> None:

@@ -319,6 +319,15 @@ def hf_modules(target: str) -> tuple[str, ...]:
     return _targets()[target]
 
 
+def fused_modules(hf_config: Any) -> list[tuple[str, ...]]:
+    """The Hugging Face modules of each linear layer that Megatron fuses: q, k, v and gate, up of every layer."""
+    return [
+        tuple(name.removesuffix(".weight") for name in row.hf_names)
+        for row in rows(hf_config)
+        if row.layer is not None and len(row.hf_names) > 1 and row.name.endswith(".weight")
+    ]
+
+
 def megatron_targets() -> tuple[str, ...]:
     """The linear modules of a layer, as Megatron names them."""
     return tuple(_targets())
