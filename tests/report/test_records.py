@@ -76,6 +76,7 @@ RESULT = {
     "within_noise": 1,
     "self_test": {"trivial": 4, "trivial_right": 4, "largest_batch_difference": 0.0},
     "duplicates": {"repeated": 0},
+    "contamination": {},
 }
 PREDICTION = {
     "subject": "law",
@@ -87,6 +88,7 @@ PREDICTION = {
     "margin": 1.0,
     "prompt_sha256": "p",
     "response": None,
+    "contamination": None,
 }
 COMPARISON = {
     "a": "x",

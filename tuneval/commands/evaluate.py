@@ -14,6 +14,7 @@ from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation.catalogue import ALL, find_styles
+from tuneval.evaluation.contamination import check_training_data, measure
 from tuneval.evaluation.decisions import Reply
 from tuneval.evaluation.exam import Exam
 from tuneval.evaluation.harness import PREFIX
@@ -72,9 +73,10 @@ def evaluate(
         examinations = _without_template(examinations, config)
     decoder = Decoder(loaded.model).eval()
     scorer = ModelScorer(loaded, decoder, template, config.batch_tokens)
+    training = measure(examinations[0].exam, config.train_data, loaded.tokenizer) if config.train_data else None
     results = []
     for each in examinations:
-        each = each.with_template(template)
+        each = replace(each.with_template(template), training=training)
         folder = output / each.style.name if len(styles) > 1 else output
         results.append(score_exam(each, loaded.identity, scorer, folder, ranks, decoder))
     if len(styles) > 1 and ranks.rank == 0:
@@ -112,6 +114,8 @@ def _check(config: EvaluateConfig) -> tuple[Task, list[Style]]:
         f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
     )
     problems.raise_if_any()
+    if config.train_data is not None:
+        check_training_data(config.train_data)
     styles = find_styles(task, config.style, chat=not config.no_chat_template)
     problems.check(
         not (config.compare and len(styles) > 1), f"--compare: needs one --style, {len(styles)} are asked for"

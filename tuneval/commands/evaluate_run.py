@@ -14,7 +14,8 @@ from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
 from tuneval.errors import UserError
-from tuneval.evaluation import stats
+from tuneval.evaluation import contamination, stats
+from tuneval.evaluation.contamination import Training
 from tuneval.evaluation.decisions import Answer, Decision, LetterLogits, Prompt, Reply, Scorer, describe
 from tuneval.evaluation.exam import Exam, categories, duplicates
 from tuneval.evaluation.margins import near_tie
@@ -44,6 +45,8 @@ class Examination:
     """Whether the model's chat template may be used."""
     template_fingerprint: str | None = None
     """Of the template that conversations are rendered with; None: none is used."""
+    training: Training | None = None
+    """What the model was tuned on, searched for the questions; None: not looked at."""
 
     def with_template(self, template: Template | None) -> Examination:
         converses = any(p.messages for rows in self.prompts.values() for p in rows)
@@ -103,6 +106,9 @@ def score_exam(
     for rows in ranks.gather([(u, partial[u]) for u in mine]):
         kept |= dict(rows)
     predictions = [Prediction(**row) for u in pieces for row in kept[u]["predictions"]]
+    if each.training is not None:
+        shares = each.training.shares
+        predictions = [replace(p, contamination=shares[p.subject, str(p.id)]) for p in predictions]
     _check_parsed(predictions, config, output)
     measured = _noise(each, predictions, scorer, decoder)
     seconds = sum(piece["seconds"] for piece in kept.values())
@@ -233,8 +239,15 @@ def _result(
         within_noise=sum(p.margin <= measured.largest for p in scored) if measured else None,
         self_test=asdict(checked),
         duplicates=duplicates(exam),
+        contamination=_contamination(each, predictions),
         **figures,
     )
+
+
+def _contamination(each: Examination, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    if each.training is None:
+        return {}
+    return contamination.summary(each.training, {(p.subject, str(p.id)): p.correct for p in predictions})
 
 
 def _counts(predictions: Sequence[Prediction]) -> dict[str, int]:

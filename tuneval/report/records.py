@@ -164,6 +164,8 @@ class EvalResult:
     """Questions whose answers stand in them, and how far a batch changes a score."""
     duplicates: dict[str, int] = field(default_factory=dict)
     """Questions that stand more than once in the exam, or are among its worked examples."""
+    contamination: dict[str, Any] = field(default_factory=dict)
+    """Questions that occur in the training data named by --train-data, and the score without them; {}: not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,8 @@ class Prediction:
     prompt_sha256: str | None = None
     response: str | None = None
     """The generated reply, where the style generates."""
+    contamination: float | None = None
+    """Share of the question's runs of words that the training data holds; null: not looked at, or too short to judge."""
 
 
 @dataclass(frozen=True, kw_only=True)

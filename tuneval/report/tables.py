@@ -82,6 +82,8 @@ def _remarks(result: EvalResult) -> list[str]:
         found.append(f"{repeated} questions repeat an earlier one and count again.")
     if shown:
         found.append(f"{shown} questions stand among the worked examples, answer included.")
+    if result.contamination:
+        found.append(_contamination(result.contamination))
     return found
 
 
@@ -98,6 +100,14 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
     for line in _many_subjects(comparison):
         console.out.print(line, markup=False)
     console.out.print(f"comparison: {folder / 'comparison.json'}", markup=False)
+
+
+def _contamination(facts: Mapping) -> str:
+    said = f"Training data: {facts['touched']} of {facts['judged']} questions share words with it, {facts['whole']} stand in it"
+    clean = facts["clean"]
+    if not facts["touched"] or not clean["n"]:
+        return f"{said}."
+    return f"{said}; without them {100 * clean['accuracy']:.1f}% of {clean['n']} are right."
 
 
 def _many_subjects(comparison: Comparison) -> list[str]:
