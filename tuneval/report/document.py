@@ -61,6 +61,8 @@ class Table:
     note: str = ""
     text: bool = False
     """Cells are words (left-aligned, may wrap), not figures."""
+    tight: bool = False
+    """Cells never wrap; a narrow screen scrolls the table."""
     kind: str = "table"
 
 

@@ -131,7 +131,7 @@ def points_section(sweep: SweepResult, t: Words) -> Section:
     figures = ("score", "val_loss_last", "loss_last", "wall_time", "median_speed", "peak_memory")
     names = [t("setting") if axis == NAME else axis for axis in axes] + ([t("seed")] if seeded else [])
     head = ("#", *names, *(t(name) for name in ("state", *figures)))
-    table = Table(title="", head=head, rows=tuple(rows), note=t("points_note"))
+    table = Table(title="", head=head, rows=tuple(rows), note=t("points_note"), tight=True)
     return Section(id="points", title=t("sweep_points"), blocks=(table,))
 
 
