@@ -91,6 +91,8 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
         from tuneval import console, runtime
 
         runtime.prepare()
+        if command in FIRST_ALONE and not runtime.alone():
+            return 0
         launched = getattr(parsed.config, "launch", None)
         if _starts_processes(command, launched):
             from tuneval.launch import launch
@@ -149,6 +151,9 @@ def _run_here(command: str, parsed: Parsed, launched: LaunchConfig | None) -> in
     with joined(launched.distributed_timeout_minutes):
         return module.main(parsed) or 0
 
+
+FIRST_ALONE = ("inference", "evaluation")
+"""Commands that MindSpeed-LLM's scripts start on many processes: the first answers by itself, the others leave."""
 
 POSITIONAL = {"verify": ("--a", "--b"), "download": ("--id",), "report": ("--runs",), "ablate": ("--sweep",)}
 """Commands whose first words may stand without a flag: `tuneval verify A B`, `tuneval report RUN RUN`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tuneval.checkpoints.megatron import TRACKER, MegatronFiles, MegatronSource,
 from tuneval.checkpoints.megatron_lora import read_megatron_lora
 from tuneval.config.schema import MegatronLoraConfig
 from tuneval.data.tokenizer import load_tokenizer
-from tuneval.errors import UserError
+from tuneval.errors import Problems, UserError
 from tuneval.model.adapter import Adapter, is_peft, read_peft
 from tuneval.model.build import build_model, stored_names
 
@@ -101,13 +102,26 @@ def open_adapter(
     folder = Path(folder)
     folder = folder / "adapter" if is_peft(folder / "adapter") else folder
     if is_peft(folder):
-        return AdapterSource(_base_of(folder) if base is None else base, read_peft(folder))
+        adapter = read_peft(folder)
+        _check_stated(adapter, stated or MegatronLoraConfig())
+        return AdapterSource(_base_of(folder) if base is None else base, adapter)
     if base is None or not is_megatron(folder):
         raise UserError(f"{folder}: no adapter. Looked for adapter_config.json, adapter/ and Megatron's LoRA")
     files = MegatronFiles(folder)
     if not files.has_lora:
         raise UserError(f"{folder}: a Megatron checkpoint without LoRA; give it with --load")
     return AdapterSource(base, read_megatron_lora(files, base.config, stated or MegatronLoraConfig()))
+
+
+def _check_stated(adapter: Adapter, stated: MegatronLoraConfig) -> None:
+    """Raise one UserError for what the command line says and a PEFT folder contradicts."""
+    problems = Problems()
+    for flag, given, own in (("r", stated.lora_r, adapter.r), ("alpha", stated.lora_alpha, adapter.alpha)):
+        problems.check(
+            given is None or math.isclose(given, own),
+            f"--lora-{flag} {given}: the adapter in {adapter.folder} has {own:g}. Leave it out, or give that",
+        )
+    problems.raise_if_any()
 
 
 def _base_of(adapter: Path) -> Source:

@@ -24,7 +24,7 @@ def main(parsed: Parsed) -> None:
             "--num-beams: chat shows an answer as it comes, and beams end together; tuneval generate has them"
         )
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load)
+    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = choose_template(loaded, config.prompt_type)
     chat = Chat(loaded, template, config.sampling, config.system)

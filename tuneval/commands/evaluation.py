@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tuneval import console, runtime
+from tuneval import console
 from tuneval.commands.evaluate import evaluate
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import EvaluationConfig
@@ -16,8 +16,6 @@ from tuneval.report.records import EvalResult, Prediction, read_records
 
 def main(parsed: Parsed) -> int:
     config: EvaluationConfig = parsed.config
-    if not runtime.is_main():
-        return 0
     if config.load is None:
         raise UserError("--load: give the model")
     started = time.perf_counter()

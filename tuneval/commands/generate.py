@@ -32,7 +32,7 @@ def main(parsed: Parsed) -> None:
     if output is not None:
         check_writable(output)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load)
+    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = None if config.raw else choose_template(loaded, config.prompt_type)
     stops = _stops(loaded, template)

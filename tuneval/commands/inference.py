@@ -6,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 
-from tuneval import console, runtime
+from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import InferenceConfig, SamplingConfig
@@ -37,8 +37,6 @@ CHAT_HINTS = (
 
 def main(parsed: Parsed) -> None:
     config: InferenceConfig = parsed.config
-    if not runtime.is_main():
-        return
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -48,7 +46,7 @@ def main(parsed: Parsed) -> None:
     )
     _check(config, sampling)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
+    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path, config.lora)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = _template(config, loaded)
     for task in config.task:

@@ -431,6 +431,8 @@ class ChatConfig:
     """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
     lora_load: Path | None = None
     """Adapter to put on top."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer beside the weights."""
     prompt_type: PromptType | None = None
     """Template. Default: the one the model was tuned with, else the tokenizer's own."""
     system: str | None = None
@@ -448,6 +450,8 @@ class GenerateConfig:
     """Hugging Face folder, Megatron folder of any layout, run folder or adapter."""
     lora_load: Path | None = None
     """Adapter to put on top."""
+    tokenizer_name_or_path: str | None = None
+    """Default: the tokenizer beside the weights."""
     prompt: str | None = None
     """One prompt; the answer goes to standard output."""
     input: Path | None = None
