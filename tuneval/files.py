@@ -15,6 +15,9 @@ from typing import IO, Any
 
 from tuneval.errors import UserError
 
+_ESCAPE = "backslashreplace"
+"""What is no character (a byte of a file name that is no UTF-8) becomes \\udcff, which JSON reads back."""
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -22,7 +25,7 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     temporary = _neighbour(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    options = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n", "errors": _ESCAPE}
     try:
         with open(temporary, mode, **options) as file:
             yield file
@@ -149,7 +152,7 @@ def _digest(file: IO[bytes]) -> str:  # Python 3.10 has no hashlib.file_digest
 
 def sha256_json(value: Any) -> str:
     """Hash of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors=_ESCAPE)).hexdigest()
 
 
 def check_writable(path: str | Path) -> None:

@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import lzma
+import os
 import sys
 
 import pytest
@@ -224,3 +225,67 @@ def test_damaged_gzip_and_endless_brackets(tmp_path):
         list(read_rows(tmp_path / "a.json.gz"))
     (tmp_path / "b.jsonl").write_text("[" * 100_000 + "\n")
     assert [r.reason for r in read_rows(tmp_path / "b.jsonl")] == ["not JSON"]
+
+
+GOOD = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_objects_around_the_rows_are_read(tmp_path, indent):
+    def rows(value):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=indent) + "\n")
+        return list(read_rows(tmp_path / "a.json"))
+
+    assert rows({"version": 1, "data": GOOD}) == rows(GOOD) == GOOD
+    assert rows(GOOD[0]) == GOOD[:1]
+    talk = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    assert rows(talk) == [talk] and rows({"data": [talk]}) == [talk]
+    assert rows([]) == [] and rows({"data": []}) == [{"data": []}]
+    with pytest.raises(UserError, match=r"several lists of objects: train, test\. Keep"):
+        rows({"train": GOOD, "test": GOOD})
+
+
+def test_json_lines_called_json_may_be_torn(tmp_path):
+    file = tmp_path / "a.json"
+    lines = [json.dumps(row) for row in GOOD]
+    file.write_text("\n\n" + "\n".join([*lines, lines[0][:9]]))
+    assert list(read_rows(file))[:2] == GOOD
+    file.write_text("\n".join([lines[0][:9], *lines]))
+    assert [r.reason if isinstance(r, BadRow) else r for r in read_rows(file)] == ["not JSON", *GOOD]
+
+
+@pytest.mark.parametrize("text", ["[", "[{]", '{\n"a": 1,\n', "[" * 100_000, "{\n" + '"a": {' * 100_000])
+def test_json_that_is_none_is_told(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"not valid JSON.*an object in each line"):
+        list(read_rows(tmp_path / "a.json"))
+
+
+def test_odd_csv_and_parquet(tmp_path):
+    (tmp_path / "a.csv").write_text("instruction,output\na,b,c\nd\ne,f\n")
+    rows = list(read_rows(tmp_path / "a.csv"))
+    assert rows[0].reason == "more cells than columns" and rows[2] == {"instruction": "e", "output": "f"}
+    assert reason(make_handler("auto", None, rows[2]), rows[1]) == "empty answer"
+    (tmp_path / "b.csv").write_bytes("指令,output\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"not UTF-8 text.*Save it as UTF-8"):
+        list(read_rows(tmp_path / "b.csv"))
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"instruction": ["a"] * 500, "output": ["b"] * 500}), tmp_path / "c.parquet")
+    raw = (tmp_path / "c.parquet").read_bytes()
+    for content in (b"", raw[:40], raw[:20] + b"\xff" * 60 + raw[80:], raw[:-30] + b"\xff" * 30):
+        (tmp_path / "c.parquet").write_bytes(content)
+        with pytest.raises(UserError, match="not a parquet file, or damaged"):
+            list(read_rows(tmp_path / "c.parquet"))
+
+
+def test_a_pipe_is_told(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        list(read_rows(tmp_path / "a.jsonl"))
+
+
+def test_tags_must_be_texts():
+    with pytest.raises(UserError, match=r"--map-keys tags role_tag: \['who'\] must be a text"):
+        make_handler(SHAREGPT, {"tags": {"role_tag": ["who"]}}, {"conversations": []})

@@ -32,6 +32,8 @@ from tuneval.errors import Problems, UserError
 from tuneval.files import sha256_file, sha256_json, write_json
 
 SCHEMA_VERSION = 1
+MOST_WORKERS, LONGEST_SAMPLE = 512, 10_000_000
+"""Beyond these a number is a slip of the finger."""
 ROWS_LOOKED_AT = 100
 """Rows that show which columns the input has."""
 
@@ -70,12 +72,13 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
 def check_flags(config: PreprocessConfig) -> dict[str, Any] | None:
     """Hold the flags against each other; returns the parsed `--map-keys`. Raises one UserError for all problems."""
     problems = Problems()
-    problems.check(config.workers >= 1, f"--workers {config.workers}: at least 1")
+    problems.check(1 <= config.workers <= MOST_WORKERS, f"--workers {config.workers}: from 1 to {MOST_WORKERS}")
     problems.check(config.log_interval >= 1, f"--log-interval {config.log_interval}: at least 1")
     problems.check(not config.neat_pack or config.pack, "--neat-pack: numbers the samples of --pack; give that too")
     problems.check(not config.pack or config.seq_length, "--pack: give the bins' length with --seq-length")
     if config.seq_length is not None:
-        problems.check(config.seq_length >= 2, f"--seq-length {config.seq_length}: at least 2 tokens")
+        in_range = 2 <= config.seq_length <= LONGEST_SAMPLE
+        problems.check(in_range, f"--seq-length {config.seq_length}: from 2 to {LONGEST_SAMPLE} tokens")
     map_keys = None
     if config.map_keys:
         example = '{"prompt": "zh_instruction", "query": "zh_input", "response": "zh_output"}'
@@ -84,7 +87,7 @@ def check_flags(config: PreprocessConfig) -> dict[str, Any] | None:
             problems.check(
                 isinstance(map_keys, dict), f"--map-keys {config.map_keys}: must be an object like {example}"
             )
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             problems.add(f"--map-keys {config.map_keys}: not valid JSON ({error}). Quote it: '{example}'")
     problems.raise_if_any()
     return map_keys

@@ -261,6 +261,9 @@ def _make_messages(
     if not isinstance(given_tags, dict):
         raise UserError(f"--map-keys tags: {given_tags!r} must be a JSON object such as {json.dumps(SHAREGPT_TAGS)}")
     _check_attributes("--map-keys tags", given_tags, tuple(SHAREGPT_TAGS))
+    for tag, name in given_tags.items():
+        if not isinstance(name, str):
+            raise UserError(f"--map-keys tags {tag}: {name!r} must be a text")
     column = map_keys.get("messages") or next((c for c in (default, "messages", "conversations") if c in row), default)
     if column not in row:
         raise UserError(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tuneval.console import note
 from tuneval.errors import UserError
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet")
@@ -41,6 +42,10 @@ def input_files(path: str | Path) -> list[Path]:
         return files
     if not path.exists():
         raise UserError(f"--input {path}: no such file or folder")
+    if not path.is_file():
+        raise UserError(
+            f"--input {path}: neither a file nor a folder; it is read more than once, so write it to a file"
+        )
     if _kind(path) not in KINDS:
         raise UserError(f"--input {path}: unknown kind of file; {known}")
     return [path]
@@ -65,7 +70,7 @@ def read_rows(path: str | Path, on_total: Callable[[int], None] = lambda total: 
         except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise UserError(f"{file}: damaged compressed file ({error})") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 text ({error})") from None
+            raise UserError(f"{file}: not UTF-8 text ({error}). Save it as UTF-8") from None
 
 
 def _kind(path: Path) -> str:
@@ -79,21 +84,55 @@ def _open(path: Path, binary: bool = False) -> IO[Any]:
 
 
 def _read_json(path: Path, on_total: Callable[[int], None]) -> Iterator[Any]:
-    """A top-level array; or one value a line, which many call .json too."""
+    """A top-level array; an object that holds one; one object; or one value a line, which many call .json too."""
     with _open(path) as file:
-        first = file.read(1)
-        while first.isspace():
-            first = file.read(1)
+        lines = (line.strip() for line in file)
+        first = next((line for line in lines if line), "")
+        second = next((line for line in lines if line), "")
         file.seek(0)
-        if first != "[":
+        if not first.startswith("[") and not _one_object(first, second):
             yield from _lines(file)
             return
         try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
+            value = json.load(file)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(
+                f"{path}: not valid JSON ({error}). It may hold an array of objects, or an object in each line"
+            ) from None
+    rows = value if isinstance(value, list) else _rows_inside(path, value)
     on_total(len(rows))
     yield from rows
+
+
+def _one_object(first: str, second: str) -> bool:
+    """Whether a file's first two filled lines belong to one object, instead of being one each."""
+    if not first.startswith("{"):
+        return False
+    try:
+        json.loads(first)
+    except (json.JSONDecodeError, RecursionError):
+        return first.endswith(("{", "[", ","))  # else a torn line
+    return not second
+
+
+def _rows_inside(path: Path, value: dict[str, Any]) -> list[Any]:
+    """The rows of `{"data": [{...}, ...]}`, whatever the name; an object without such a list is a row itself.
+
+    A row's own list of objects, as of messages, is told by its columns.
+    """
+    if value.keys() & _LISTS_OF_A_ROW:
+        return [value]
+    lists = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
+    if len(lists) > 1:
+        raise UserError(
+            f"{path}: one object with several lists of objects: {', '.join(lists)}. Keep the one of the rows"
+        )
+    if lists:
+        note(f"{path}: the rows are those under {lists[0]}")
+    return value[lists[0]] if lists else [value]
+
+
+_LISTS_OF_A_ROW = frozenset(["messages", "conversations", "history"])
 
 
 def _read_jsonl(path: Path, _: Callable[[int], None]) -> Iterator[Any]:
@@ -113,23 +152,27 @@ def _lines(file: IO[str]) -> Iterator[Any]:
 def _read_csv(path: Path, _: Callable[[int], None]) -> Iterator[Any]:
     csv.field_size_limit(1 << 30)
     with _open(path) as file:
-        yield from csv.DictReader(file)
+        try:
+            for row in csv.DictReader(file):
+                yield BadRow("more cells than columns") if None in row else row
+        except csv.Error as error:
+            raise UserError(f"{path}: not a CSV file ({error})") from None
 
 
 def _read_parquet(path: Path, on_total: Callable[[int], None]) -> Iterator[Any]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError:
         raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
     with _open(path, binary=True) as file:
         source = io.BytesIO(file.read()) if path.suffix.lower() in COMPRESSED else file
         try:
             table = parquet.ParquetFile(source)
-        except ArrowInvalid as error:
-            raise UserError(f"{path}: not a parquet file ({error})") from None
-        on_total(table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
+            on_total(table.metadata.num_rows)
+            for batch in table.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+        except (ArrowException, OSError, UnicodeDecodeError) as error:  # pyarrow's OSErrors are about what it decodes
+            raise UserError(f"{path}: not a parquet file, or damaged ({error})") from None
 
 
 _READERS: dict[str, Callable[[Path, Callable[[int], None]], Iterator[Any]]] = {
