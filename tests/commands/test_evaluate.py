@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import signal
+import subprocess
+import sys
 import time
+import zipfile
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +24,7 @@ from tuneval.commands.evaluate_run import Examination, score_exam
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import STYLES
-from tuneval.evaluation.margins import decide
+from tuneval.evaluation.margins import bf16_step, decide
 from tuneval.evaluation.tasks import TASKS, load_exam
 from tuneval.evaluation.units import ALONE, Ranks
 from tuneval.report.comparison import compare_results
@@ -434,36 +440,142 @@ def test_a_run_folder_end_to_end(exam, letter_folder):
     assert "no difference" in read_record(Comparison, folder / "again/comparison.json").verdict
 
 
+def test_kill_9_and_the_same_command_again(exam, letter_folder, tmp_path):
+    """A real process, killed when the first of three subjects is on disk; repeated, the rest is scored."""
+    folder, _, _ = letter_folder
+    words = [sys.executable, "-m", "tuneval", "evaluate", "--load", str(folder), "--task-data-path", str(exam)]
+    words += ["--dtype", "fp32", "--batch-tokens", "1", "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (files := list((tmp_path / "out").glob(".predictions-*.partial.jsonl"))) or not files[0].stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = files[0].read_text(encoding="utf-8")
+    assert not (tmp_path / "out/results.json").exists() and 0 < len(kept.splitlines()) < 3
+    stamped = json.loads(kept.splitlines()[0])
+    again = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    unbroken = [*words[:-1], str(tmp_path / "unbroken")]
+    subprocess.run(unbroken, capture_output=True, check=True, timeout=120)
+    a, b = ((tmp_path / name / "predictions.jsonl").read_text() for name in ("out", "unbroken"))
+    assert a == b and "all questions (micro)" in again.stdout
+    assert not list((tmp_path / "out").glob(".*partial*")) and stamped["subject"] == "college_physics"
+
+
+def test_several_styles_make_a_matrix(exam, letter_folder, tmp_path, capsys):
+    """One model, one call: a result for each style, and the table of style by averaging."""
+    folder, _, _ = letter_folder
+    words = ["evaluate", "--load", str(folder), "--task-data-path", str(exam), "--dtype", "fp32"]
+    assert cli.main([*words, "--style", "official,qwen_base", "--subjects", "law,accountant"]) == 0
+    written = folder / "evaluation/ceval-matrix"
+    matrix = json.loads((written / "matrix.json").read_text(encoding="utf-8"))
+    assert list(matrix["styles"]) == ["official", "qwen_base"]
+    for name, row in matrix["styles"].items():
+        result = read_record(EvalResult, written / name / "results.json")
+        assert (row["micro"], row["macro"], row["aggregation"]) == (result.micro, result.macro, result.aggregation)
+    shown = capsys.readouterr().out.splitlines()
+    row = next(line for line in shown if line.strip().startswith("qwen_base"))
+    assert "letters" in row and row.rstrip().endswith("*") and len(row) <= 80
+    assert cli.main([*words, "--style", "all", "--shots", "2", "--limit", "1", "--output", str(tmp_path / "all")]) == 0
+    assert "left out, the model has no chat template: lm_eval_chat, llamafactory" in capsys.readouterr().err
+    written = {p.name for p in (tmp_path / "all").iterdir() if p.is_dir()}
+    assert written == {"official", "lm_eval", "oc_ppl", "oc_ppl_internal", "qwen_base", "mi_optimize"}
+
+
+REAL_SUBJECTS = (
+    *(
+        "college_physics",
+        "computer_network",
+        "high_school_biology",
+        "discrete_mathematics",
+        "education_science",
+        "marxism",
+    ),
+    *("law", "logic", "art_studies", "middle_school_history", "physician", "civil_servant"),
+)
+
+
+def real_texts(archive: Path, limit: int) -> list[str]:
+    """The prompts of some questions of every real subject, in the order of the result."""
+    from tuneval.evaluation.styles import prompts
+
+    read = load_exam(TASKS["ceval"], archive, "val", REAL_SUBJECTS, limit, shots=5)
+    return [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, 5)]
+
+
+def real_loop(folder: Path, texts: list[str], dtype: torch.dtype) -> list[torch.Tensor]:
+    """One whole question at a time through transformers: the letters' logits as its own head gives them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    ids = [tokenizer.encode(letter)[0] for letter in "ABCD"]
+    with torch.no_grad():
+        return [
+            model(**tokenizer(t, return_tensors="pt"), logits_to_keep=1, use_cache=False).logits[0, -1, ids].float()
+            for t in texts
+        ]
+
+
+def real_run(folder: Path, archive: Path, output: Path, dtype: str, limit: int) -> tuple[EvalResult, list[Prediction]]:
+    config = EvaluateConfig(
+        load=folder,
+        task_data_path=archive,
+        subjects=",".join(REAL_SUBJECTS),
+        limit=limit,
+        dtype=dtype,
+        noise_questions=4,
+        output=output,
+    )
+    (result,) = evaluate(config)
+    return result, read_records(Prediction, output / "predictions.jsonl")
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
-    """Six real subjects, fp32: the letters of one-question-at-a-time transformers, exactly; several times faster."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tuneval.evaluation.styles import prompts
-
-    names = ("law", "logic", "art_studies", "high_school_biology", "computer_network", "physician")
+    """Twelve real subjects, fp32: the letters of one-question-at-a-time transformers, exactly."""
     archive = real_data / "ceval-exam.zip"
-    config = EvaluateConfig(
-        load=real_model,
-        task_data_path=archive,
-        subjects=",".join(names),
-        limit=5,
-        dtype="fp32",
-        output=tmp_path / "out",
-    )
-    (result,) = evaluate(config)
-    rows = read_records(Prediction, tmp_path / "out/predictions.jsonl")
-    read = load_exam(TASKS["ceval"], archive, "val", names, 5, shots=5)
-    texts = [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, 5)]
-    tokenizer = AutoTokenizer.from_pretrained(real_model)
-    model = AutoModelForCausalLM.from_pretrained(real_model, dtype=torch.float32).eval()
-    ids = [tokenizer.encode(letter)[0] for letter in "ABCD"]
-    started = time.monotonic()
-    with torch.no_grad():
-        expected = [model(**tokenizer(t, return_tensors="pt"), logits_to_keep=1).logits[0, -1, ids] for t in texts]
-    plain = time.monotonic() - started
+    result, rows = real_run(real_model, archive, tmp_path / "out", "fp32", limit=2)
+    expected = real_loop(real_model, real_texts(archive, 2), torch.float32)
+    assert len(result.subjects) == 12 and len(expected) == len(rows) == 24
     assert [r.prediction for r in rows] == ["ABCD"[int(e.argmax())] for e in expected]
     actual = torch.tensor([list(r.scores.values()) for r in rows])
     torch.testing.assert_close(actual, torch.stack(expected), atol=1e-3, rtol=0)
-    assert result.seconds < plain / 1.5
+    assert result.self_test["largest_batch_difference"] < 1e-3
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_letters_in_bf16(real_model, real_data, tmp_path):
+    """bf16: where a letter is not that of transformers' bf16 logits, the best two are within their noise."""
+    archive = real_data / "ceval-exam.zip"
+    result, rows = real_run(real_model, archive, tmp_path / "out", "bf16", limit=3)
+    expected = real_loop(real_model, real_texts(archive, 3), torch.bfloat16)
+    noise = max(result.noise["largest"], *(bf16_step(float(e.max())) for e in expected))
+    moved = [r for r, e in zip(rows, expected, strict=True) if "ABCD"[int(e.argmax())] != r.prediction]
+    assert all(r.margin < 2 * noise for r in moved), [(r.subject, r.id, r.margin) for r in moved]
+    assert len(moved) < len(rows) / 4 and result.noise["questions"] == 4 and result.exact_ties == 0
+    difference = max(abs(float(v) - s) for r, e in zip(rows, expected) for v, s in zip(e, r.scores.values()))
+    assert 0 < difference < 4 * noise
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_submission_of_the_whole_exam(real_data, tmp_path, capsys):
+    """All 12,342 test questions of the official zip, by the embedded tiny model: the file that C-Eval's site takes."""
+    model = resources.files("tuneval.assets").joinpath("model")
+    words = ["evaluate", "--load", str(model), "--task-data-path", str(real_data / "ceval-exam.zip"), "--split", "test"]
+    assert cli.main([*words, "--shots", "0", "--output", str(tmp_path / "out"), "--batch-tokens", "16384"]) == 0
+    submission = json.loads((tmp_path / "out/submission.json").read_text(encoding="utf-8"))
+    with zipfile.ZipFile(real_data / "ceval-exam.zip") as archive:
+        for subject, answers in submission.items():
+            rows = csv.DictReader(io.StringIO(archive.read(f"test/{subject}_test.csv").decode("utf-8-sig"), newline=""))
+            assert list(answers) == [row["id"] for row in rows]
+    assert len(submission) == 52 and sum(map(len, submission.values())) == 12342
+    assert {letter for answers in submission.values() for letter in answers.values()} <= set("ABCD")
+    assert (
+        not (tmp_path / "out/results.json").exists()
+        and "the right answers of test are secret" in capsys.readouterr().out
+    )

@@ -78,7 +78,14 @@ def evaluate(
     for each in examinations:
         each = replace(each.with_template(template), training=training)
         folder = output / each.style.name if len(styles) > 1 else output
-        results.append(score_exam(each, loaded.identity, scorer, folder, ranks, decoder))
+        try:
+            results.append(score_exam(each, loaded.identity, scorer, folder, ranks, decoder))
+        except UserError as error:
+            if config.style != ALL:
+                raise
+            console.warn(f"style {each.style.name} left out: {error}")
+    if not results:
+        raise UserError("--style all: none of the styles could be scored; the reasons stand above")
     if len(styles) > 1 and ranks.rank == 0:
         evaluate_matrix.write(results, output)
     for earlier in config.compare if ranks.rank == 0 else ():

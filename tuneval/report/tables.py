@@ -42,17 +42,22 @@ def print_result(result: EvalResult, folder: Path) -> None:
 
 def print_matrix(results: Sequence[EvalResult], folder: Path) -> None:
     """A row a style: both means with their intervals; the one its own recipe reports is marked."""
-    names = ("style", "shots", "reads", "micro", "95% interval", "macro", "95% interval")
-    table = _table(f"{results[0].task} {results[0].split}, {results[0].dtype}", names)
+    table = _table(
+        f"{results[0].task} {results[0].split}, {results[0].dtype}", ("", "shots", "reads", "micro", "macro")
+    )
     for result in results:
-        cells = []
-        for mean in ("micro", "macro"):
-            _, share, interval = _figures(getattr(result, mean)) if result.micro else ("", "", "")
-            cells += [share + (" *" if mean == result.aggregation else "  "), interval]
-        table.add_row(escape(result.style), str(result.shots), result.decision.get("kind", ""), *cells)
+        means = [
+            " ".join(_figures(getattr(result, mean))[1:]) + (" *" if mean == result.aggregation else "  ")
+            for mean in (("micro", "macro") if result.micro else ())
+        ]
+        table.add_row(escape(result.style), str(result.shots), _READS[result.decision["kind"]], *means)
     console.out.print(table)
     console.out.print("* the mean that the style's own recipe reports")
     console.out.print(f"results: {folder / 'matrix.json'}", markup=False)
+
+
+_READS = {"letter_logits": "letters", "option_likelihood": "options", "reply": "reply", "lm_eval": "lm_eval"}
+"""Kind of decision -> what is read."""
 
 
 def _closeness(result: EvalResult) -> list[str]:
