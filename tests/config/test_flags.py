@@ -90,6 +90,12 @@ def test_every_fact_can_be_contradicted(words, wrong):
         flags.check_model_facts(facts, {**QWEN, "hidden_size": 896, "num_attention_heads": 14})
 
 
+def test_numbers_are_compared_as_fp32_holds_them():
+    flags.check_model_facts({"norm-epsilon": "1e-6"}, {"rms_norm_eps": 9.999999974752427e-07})
+    with pytest.raises(UserError, match="rms_norm_eps is 1e-05"):
+        flags.check_model_facts({"norm-epsilon": "1e-6"}, {"rms_norm_eps": 1e-5})
+
+
 def test_facts_that_hold_pass():
     words = "--add-qkv-bias --disable-bias-linear --swiglu --attention-dropout 0 --normalization RMSNorm --norm-epsilon 1e-06"
     flags.check_model_facts(tune(*words.split()).model_facts, QWEN)

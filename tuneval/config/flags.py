@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +69,9 @@ def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
 
 
 def _equal(stated: str, actual: Any) -> bool:
+    """Equal as words, or as numbers to fp32's precision: some configs hold 1e-6 as 9.999999974752427e-07."""
     try:
-        return float(stated) == float(actual)
+        return math.isclose(float(stated), float(actual), rel_tol=1e-6)
     except (ValueError, TypeError, OverflowError):  # a word, or what no number is
         return stated == str(actual)
 
