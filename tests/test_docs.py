@@ -10,13 +10,13 @@ import pytest
 
 from tuneval import cli
 from tuneval.config import flags, schema
+from tuneval.config.mindspeed import ENTRIES, translate
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 PAIRS = [
     (p, p.with_name(p.name.replace(".md", ".zh-CN.md"))) for p in PAGES if p.with_name(p.stem + ".zh-CN.md").exists()
 ]
-ENTRY_FILES = {"preprocess_data.py": "preprocess"}
 
 
 def code_blocks(page: Path) -> list[str]:
@@ -45,8 +45,9 @@ def tuneval_commands(page: Path) -> list[list[str]]:
                 words = words[1:]
             if words and words[0] == "tuneval" and words[1] in cli.COMMANDS and "..." not in words:
                 found.append(words[1:])
-            elif len(words) > 1 and Path(words[1]).name in ENTRY_FILES:
-                found.append([ENTRY_FILES[Path(words[1]).name], *words[2:]])
+            elif (at := next((i for i, w in enumerate(words) if Path(w).name in ENTRIES), 0)) > 0:
+                ours = translate(Path(words[at]).name, words[at + 1 :])
+                found.append([ours.command, *ours.words])
     return found
 
 
@@ -56,6 +57,15 @@ def test_every_command_parses(page):
         config_type = getattr(schema, f"{command.capitalize()}Config")
         if "--help" not in rest:
             flags.parse(config_type, cli.positional_as_flags(command, rest), f"tuneval {command}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_script_is_there(page):
+    for block in code_blocks(page):
+        for words in commands(block):
+            while "=" in words[0]:
+                words = words[1:]
+            assert words[0] != "bash" or (ROOT / words[1]).is_file(), words
 
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda p: p.name)
