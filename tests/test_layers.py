@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console runtime
-config.schema config.fields config.compatibility config.flags config.mindspeed
+config.schema config.fields config.compatibility config.flags config.words config.mindspeed_tune config.mindspeed_answers config.mindspeed
 parallel.mesh parallel.peers launch
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.build model.decoder model.adapter model.lora model.loss
@@ -16,7 +16,7 @@ parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.tensor parallel.weights parallel.gradients parallel.apply
 training.schedule training.optim training.loop training.log_line
 planning.ledger planning.rehearsal planning.estimate planning.search
-checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
+checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.rank_files checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
 inference.generate inference.chat
 evaluation.exam evaluation.exam_files evaluation.layouts evaluation.tasks evaluation.extract evaluation.margins evaluation.decisions evaluation.styles evaluation.ceval_styles evaluation.further_styles evaluation.catalogue evaluation.score evaluation.replies evaluation.model_scorer evaluation.harness evaluation.self_test evaluation.precision evaluation.contamination evaluation.stats evaluation.sign_flip evaluation.units evaluation.partial
 sweep.points sweep.spec sweep.records sweep.steps sweep.checks sweep.state sweep.processes sweep.progress sweep.estimate sweep.runner

@@ -17,7 +17,8 @@ from conftest import tiny_model
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSource
 from tuneval.checkpoints.layout import plan_layout
-from tuneval.checkpoints.megatron import MegatronFiles, MegatronSource
+from tuneval.checkpoints.megatron import MegatronSource
+from tuneval.checkpoints.rank_files import MegatronFiles
 from tuneval.errors import UserError
 
 

@@ -12,8 +12,9 @@ import torch
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
-from tuneval.checkpoints.megatron import TRACKER, MegatronFiles, MegatronSource, has_config, is_megatron
+from tuneval.checkpoints.megatron import MegatronSource, has_config
 from tuneval.checkpoints.megatron_lora import read_megatron_lora
+from tuneval.checkpoints.rank_files import TRACKER, MegatronFiles, is_megatron
 from tuneval.config.schema import MegatronLoraConfig
 from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import Problems, UserError

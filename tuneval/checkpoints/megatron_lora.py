@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from tuneval.checkpoints.megatron import Chunk, MegatronFiles, places_of
 from tuneval.checkpoints.pickled import StoredTensor
+from tuneval.checkpoints.rank_files import Chunk, MegatronFiles, places_of
 from tuneval.checkpoints.streamed import Pending
 from tuneval.config.schema import MegatronLoraConfig
 from tuneval.errors import Problems, UserError

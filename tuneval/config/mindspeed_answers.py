@@ -1,0 +1,86 @@
+"""MindSpeed-LLM's inference.py and evaluation.py -> `inference`, `evaluation`. Source: reference sections 5 and 6."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tuneval.config.words import Words
+from tuneval.errors import UserError
+
+
+def answering(words: Words) -> None:
+    """What inference and evaluation share: fp32 unless a type is given."""
+    words.rename("lora-target-models", "lora-target-modules")
+    size = words.take("tensor-model-parallel-size", "1")
+    if size != "1":
+        words.note(f"--tensor-model-parallel-size {size}: no effect, the first process answers with the whole model")
+    given = words.drop("bf16", "fp16", "fp32")
+    words.default("dtype", given[0].removeprefix("--") if given else "fp32")
+    if not given:
+        words.note("neither --bf16 nor --fp16: fp32, as in MindSpeed-LLM; --bf16 halves the memory")
+
+
+EVALUATION_TASKS = {
+    "mmlu_ppl": "mmlu",
+    **{name: name for name in ("ceval", "cmmlu", "mmlu", "gsm8k", "boolq", "agieval", "hellaswag")},
+}
+"""MindSpeed-LLM's task -> ours."""
+
+HARNESS_TASKS = {"bbh": "bbh", "human_eval": "humaneval", "needlebench": "niah_single_1"}
+"""Tasks that are not built in -> what lm-evaluation-harness calls such a one."""
+
+
+def evaluation(words: Words) -> None:
+    answering(words)
+    task = words.value("task", "")
+    if task in HARNESS_TASKS:
+        raise UserError(
+            f"--task {task}: not built in; tuneval evaluate --task lm_eval:{HARNESS_TASKS[task]} has its kin"
+        )
+    if task not in EVALUATION_TASKS:
+        raise UserError(f"--task {task}: give one of {', '.join([*EVALUATION_TASKS, *HARNESS_TASKS])}")
+    words.give("task", EVALUATION_TASKS[task])
+    _split_folder(words)
+    _evaluation_style(words, task)
+    words.rename("max-eval-samples", "limit")
+    if "limit" in words:
+        words.note(f"--max-eval-samples {words.value('limit')}: the first ones of each subject; there a random sample")
+
+
+def _split_folder(words: Words) -> None:
+    """`ceval/val` names the split's folder there; here the exam's folder and the split."""
+    paths = words.flags.get("task-data-path")
+    if not paths:
+        raise UserError("--task-data-path: give the exam's folder")
+    path = Path(paths[-1])
+    words.give("task-data-path", path)
+    if path.name in ("val", "test", "dev", "train") and not any(path.glob("*.jsonl")):
+        words.give("task-data-path", path.parent)
+        words.default("split", path.name)
+
+
+def _evaluation_style(words: Words, task: str) -> None:
+    """C-Eval's three ways of asking; other exams have their usual style, which scores letters."""
+    language = words.take("eval-language", "en")
+    alternative = words.drop("alternative-prompt")
+    if words.drop("hf-chat-template"):
+        words.give("prompt-type", "auto")
+    if "style" in words:
+        return
+    if task != "ceval":
+        words.drop("prompt-type", "no-chat-template", "max-new-tokens")
+        words.note(
+            f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are "
+            "here for ceval alone"
+        )
+    elif "prompt-type" in words:
+        words.give("style", "mindspeed_template_zh" if language == "zh" else "mindspeed_template")
+    else:
+        words.give("style", "mindspeed_alt" if alternative else "mindspeed_direct")
+        if "no-chat-template" not in words:
+            words.note(
+                "neither --no-chat-template nor --prompt-type: a chat model gets the exam as one user turn without a "
+                "generation prompt, as in MindSpeed-LLM, and its score collapses"
+            )
+    if words.value("style"):
+        words.give("allow-unparsed")  # whatever is not the letter is wrong there, and counted

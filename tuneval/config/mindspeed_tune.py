@@ -1,0 +1,138 @@
+"""MindSpeed-LLM's posttrain_gpt.py -> `tune`: its defaults, its loss, its traps told. Source: reference section 4."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from tuneval.config.words import Words
+from tuneval.errors import UserError
+from tuneval.files import read_json
+
+TUNE_DEFAULTS = {
+    "split": "969,30,1",
+    "log-interval": "100",
+    "eval-interval": "1000",
+    "eval-iters": "100",
+    "lr-decay-style": "linear",
+    "ckpt-format": "torch",
+    "log-format": "megatron",
+}
+"""Where MindSpeed-LLM's defaults differ from tune's."""
+
+
+def posttrain_gpt(words: Words) -> None:
+    for name, value in TUNE_DEFAULTS.items():
+        words.default(name, value)
+    if not any(name in words for name in ("bf16", "fp16", "fp32")):
+        words.give("fp32")
+        words.note("neither --bf16 nor --fp16: fp32, as there; --bf16 halves the memory of weights and activations")
+    _batch(words)
+    _lora(words)
+    _data(words)
+    _save(words)
+    _variable_seq_lengths(words)
+    _tensorboard(words)
+    _limits(words)
+
+
+def _batch(words: Words) -> None:
+    """Sizes, and the loss that they mean there: the mean of the micro-batches' means over their tokens."""
+    size = words.value("micro-batch-size")
+    if size is None:
+        raise UserError("--micro-batch-size: give it; it decides what weighs the same in MindSpeed-LLM's loss")
+    if "global-batch-size" not in words:
+        replicas = _data_parallel_size(words)
+        words.give("global-batch-size", int(size) * replicas if size.isdigit() else size)
+    if words.drop("calculate-per-token-loss"):
+        words.default("loss-reduction", "token")
+    words.default("loss-reduction", "sample" if size == "1" else "micro-batch")
+    if words.value("loss-reduction") != "micro-batch":
+        words.drop("micro-batch-size")
+    words.note(
+        f"--micro-batch-size {size}: decides the loss (--loss-reduction {words.value('loss-reduction')}), not the size "
+        "of a forward pass: samples are packed into --micro-batch-tokens, to the same result"
+    )
+
+
+def _data_parallel_size(words: Words) -> int:
+    model = 1
+    for name in ("tensor-model-parallel-size", "pipeline-model-parallel-size"):
+        value = words.value(name, "1")
+        model *= int(value) if value.isdigit() and int(value) else 1
+    return max(1, int(os.environ.get("WORLD_SIZE", "1")) // model)
+
+
+def _lora(words: Words) -> None:
+    words.rename("lora-target-models", "lora-target-modules")  # so misspelt in generate_qwen25_7b_lora_ptd.sh
+    if not words.flags.get("lora-target-modules") and "lora-load" not in words:
+        given = [f"--{name}" for name in words.flags if name.startswith("lora-")]
+        if given:
+            raise UserError(
+                f"{' '.join(given)}: MindSpeed-LLM turns LoRA on by --lora-target-modules alone, so this would tune "
+                "every weight. Add --lora-target-modules linear_qkv linear_proj linear_fc1 linear_fc2, or take them out"
+            )
+        return
+    if "lora-load" in words:
+        return  # the adapter says its rank, its alpha and whether it shares A
+    words.default("lora-r", "16")
+    words.default("lora-alpha", "32")
+    words.default("lora-shared-a")
+
+
+def _data(words: Words) -> None:
+    prefixes = words.flags.get("data-path", [])
+    if len(prefixes) > 1:
+        words.give("data-path", prefixes[0])
+        words.note(f"--data-path: the first prefix is used, {', '.join(prefixes[1:])} not, as in MindSpeed-LLM's sft")
+
+
+def _save(words: Words) -> None:
+    """Where the result goes, and what the five flags of MindSpeed-LLM's scripts mean for going on."""
+    if "save" not in words:
+        words.give("save", f"runs/posttrain-{time.strftime('%Y%m%d-%H%M%S')}")
+        words.note(f"no --save: MindSpeed-LLM would keep nothing; the run goes to {words.value('save')}")
+    _continue_from_save(words)
+    names = ("finetune", "no-load-optim", "no-load-rng", "no-save-optim", "no-save-rng")
+    given = [f"--{name}" for name in names if name in words]
+    if "finetune" in words or "no-save-optim" in words:
+        words.note(
+            f"{' '.join(given)}: a run with these can't be continued after a stop, here as in MindSpeed-LLM. "
+            "To be able to, leave them all out: the same command then continues from --save"
+        )
+
+
+def _continue_from_save(words: Words) -> None:
+    """`--load RUN --save RUN` continues a run there. Here the same command as before does: give what RUN began from."""
+    load, save = (Path(words.value(name, "")).absolute() for name in ("load", "save"))
+    record = save / "config.json"
+    if "load" in words and load == save and "finetune" not in words and record.is_file():
+        began = read_json(record).get("config", {}).get("load")
+        if began:
+            words.give("load", began)
+            words.note(f"--load {load} is --save: the run in it is continued, which began from {began}")
+
+
+def _variable_seq_lengths(words: Words) -> None:
+    """Its two meanings: until 2.2 it padded to the longest sample, since 2.3 it only frees the pipeline's shapes."""
+    if "variable-seq-lengths" not in words:
+        return
+    words.drop("variable-seq-lengths")
+    later = [f"--{name}" for name in ("no-pad-to-seq-lengths", "reset-attention-mask") if name in words]
+    if later:
+        meaning = f"read as MindSpeed-LLM 2.3 and later mean it ({later[0]} is there): shapes may differ between stages"
+    else:
+        meaning = "read as MindSpeed-LLM 2.0 to 2.2 mean it (no flag of 2.3 is there): pad to the longest sample only"
+    words.note(f"--variable-seq-lengths: {meaning}. Either way samples are never padded here")
+
+
+def _tensorboard(words: Words) -> None:
+    words.rename("no-log-learnig-rate-to-tensorboard", "no-log-learning-rate-to-tensorboard")  # Megatron's spelling
+    words.drop("log-learning-rate-to-tensorboard", "log-loss-scale-to-tensorboard")  # always on there and here
+
+
+def _limits(words: Words) -> None:
+    limit, length = words.value("max-position-embeddings"), words.value("seq-length")
+    if limit and length and limit.isdigit() and length.isdigit() and int(length) > int(limit):
+        raise UserError(f"--seq-length {length}: above --max-position-embeddings {limit}. Give at most that")
