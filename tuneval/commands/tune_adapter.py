@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tuneval.checkpoints.hf import Source
 from tuneval.checkpoints.load import open_adapter
+from tuneval.checkpoints.rank_files import is_megatron
 from tuneval.config.schema import LoraConfig, MegatronLoraConfig
 from tuneval.errors import Problems
 from tuneval.model.adapter import Adapter
@@ -24,7 +25,8 @@ def open_earlier(lora: LoraConfig, source: Source) -> tuple[LoraConfig, Adapter 
     """
     if lora.lora_load is None:
         return lora, None
-    stated = MegatronLoraConfig(lora_r=lora.lora_r, lora_alpha=lora.lora_alpha)
+    of_megatron = is_megatron(lora.lora_load)  # which may not hold its alpha; the rest is compared here, all at once
+    stated = MegatronLoraConfig(lora_alpha=lora.lora_alpha) if of_megatron else None
     adapter, problems = open_adapter(lora.lora_load, source, stated).factors, Problems()
     held = settings_of(adapter, source.config)
     for flag, given, own in (("lora-r", lora.lora_r, held.r), ("lora-alpha", lora.lora_alpha, held.alpha)):
