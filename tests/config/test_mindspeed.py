@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tuneval.config import flags, schema
-from tuneval.config.mindspeed import translate
+from tuneval.config.mindspeed import ENTRIES, translate
 from tuneval.errors import UserError
 
 TUNE = "--load m --data-path d --save r --micro-batch-size 1 --global-batch-size 8 --train-iters 4 --lr 1e-5 --bf16".split()
@@ -132,6 +132,12 @@ def test_a_flag_given_twice_counts_as_the_last_and_the_launcher_s_rank_is_droppe
 def test_tensorboard_flags_with_megatrons_spelling():
     config, _ = tune("--no-log-learnig-rate-to-tensorboard", "--log-timers-to-tensorboard")
     assert config.log.no_log_learning_rate_to_tensorboard and config.log.log_timers_to_tensorboard
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_asks_for_nothing_else(entry):
+    for word in ("-h", "--help"):
+        assert translate(entry, ["--load", "m", word]).words == ["--help"]
 
 
 # --- the converters ---

@@ -37,6 +37,8 @@ def translate(entry: str, arguments: list[str]) -> Translated:
         UserError: what is asked for can't be had.
     """
     command, of_entry = ENTRIES[entry]
+    if "--help" in arguments or "-h" in arguments:
+        return Translated(command, ["--help"], ())
     words = Words(arguments)
     words.take("local-rank")  # `python -m torch.distributed.launch` gives it to every process
     of_entry(words)
