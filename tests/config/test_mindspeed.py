@@ -119,6 +119,12 @@ def test_no_save_and_several_prefixes_are_told():
     assert str(config.data.data_path) == "one" and "two not, as in MindSpeed-LLM" in said
 
 
+def test_records_instead_of_token_files_are_told(tmp_path):
+    (tmp_path / "alpaca.json").write_text("[]")
+    with pytest.raises(UserError, match=r"alpaca.json: a file of records; .* preprocess_data.py --input"):
+        read("posttrain_gpt.py", *without("--data-path"), "--data-path", str(tmp_path / "alpaca.json"))
+
+
 def test_lengths_are_held_against_the_stated_limit():
     with pytest.raises(UserError, match="--seq-length 4096: above --max-position-embeddings 2048"):
         tune("--seq-length", "4096", "--max-position-embeddings", "2048")

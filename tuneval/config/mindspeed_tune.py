@@ -83,6 +83,11 @@ def _lora(words: Words) -> None:
 
 def _data(words: Words) -> None:
     prefixes = words.flags.get("data-path", [])
+    if prefixes and Path(prefixes[0]).is_file():
+        raise UserError(
+            f"--data-path {prefixes[0]}: a file of records; give the prefix of token files. preprocess_data.py --input "
+            f"{prefixes[0]} makes them"
+        )
     if len(prefixes) > 1:
         words.give("data-path", prefixes[0])
         words.note(f"--data-path: the first prefix is used, {', '.join(prefixes[1:])} not, as in MindSpeed-LLM's sft")
