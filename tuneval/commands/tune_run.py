@@ -18,7 +18,7 @@ from tuneval.commands.tune_plan import Plan
 from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
 from tuneval.errors import UserError
 from tuneval.model.decoder import Decoder
-from tuneval.model.lora import LoraSettings, add_lora, start_from
+from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import NotFinite, OneProcess, Progress, Step, evaluate, train
 from tuneval.training.optim import LossScaler, make_optimizer
 
@@ -44,9 +44,7 @@ class TuneRun:
             self.lora_settings = LoraSettings(
                 lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules, lora.lora_shared_a
             )
-            add_lora(self.loaded.model, self.lora_settings, config.log.seed)
-            if plan.adapter is not None:
-                start_from(self.loaded.model, plan.adapter)
+            add_lora(self.loaded.model, self.lora_settings, config.log.seed, adapter=plan.adapter)
         self.decoder = Decoder(self.loaded.model, config.precision.recompute_granularity)
         self.runner = OneProcess(self.decoder)
         self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)

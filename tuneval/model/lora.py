@@ -62,7 +62,11 @@ def hf_targets(names: Iterable[str], hf_config: PretrainedConfig) -> tuple[str, 
 
 
 def add_lora(
-    model: PreTrainedModel, settings: LoraSettings, seed: int, dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    settings: LoraSettings,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    adapter: Adapter | None = None,
 ) -> PreTrainedModel:
     """Put adapters into `model` and freeze everything else.
 
@@ -74,6 +78,7 @@ def add_lora(
         settings: rank, scaling, dropout, targets.
         seed: of A.
         dtype: type of A and B. Default: of the layer they sit on.
+        adapter: one trained before, of these settings, whose values are taken instead.
 
     Returns:
         `model`.
@@ -84,7 +89,7 @@ def add_lora(
     inject_lora(model, settings)
     with torch.no_grad():
         for name, p in list(model.named_parameters()):
-            value = initial_value(name, p.shape, seed)
+            value = initial_value(name, p.shape, seed, adapter)
             if value is not None:
                 p.data = p.data.to(dtype or p.dtype)
                 p.copy_(value)
@@ -99,25 +104,21 @@ def inject_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
         _share_a(model)
 
 
-def initial_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor | None:
-    """What `add_lora` gives a parameter, fp32; None for one that is no A or B."""
-    if name.endswith(f".lora_B.{ADAPTER}.weight"):
-        return torch.zeros(shape)
-    layer, mark, _ = name.rpartition(f".lora_A.{ADAPTER}.weight")
-    return _drawn(shape, f"{seed}:{layer}") if mark else None
-
-
-def start_from(model: PreTrainedModel, adapter: Adapter) -> None:
-    """Give the adapters of `add_lora` the values of one that was trained before.
+def initial_value(name: str, shape: torch.Size, seed: int, adapter: Adapter | None = None) -> torch.Tensor | None:
+    """What `add_lora` gives a parameter, fp32; None for one that is no A or B.
 
     Args:
-        model: with adapters of `adapter`'s rank on its modules.
-        adapter: of any format.
+        name: of the parameter.
+        shape: of the whole parameter.
+        seed: of A.
+        adapter: one trained before, whose values are taken instead.
     """
-    stored = adapter.peft_tensors()
-    with torch.no_grad():
-        for name, p in _by_file_name(model).items():
-            p.copy_(stored[name])
+    module, half, kind = name.rpartition(".lora_")[0], name.rpartition(".lora_")[2][:1], f".{ADAPTER}.weight"
+    if not name.endswith((f".lora_A{kind}", f".lora_B{kind}")):
+        return None
+    if adapter is not None:
+        return adapter.factors[module]["AB".index(half)].read().float()
+    return torch.zeros(shape) if half == "B" else _drawn(shape, f"{seed}:{module}")
 
 
 def settings_of(adapter: Adapter, hf_config: PretrainedConfig) -> LoraSettings:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig
 
 from tuneval.data.batches import GlobalBatch, MicroBatch
+from tuneval.model.adapter import Adapter
 from tuneval.model.build import empty_model
 from tuneval.model.decoder import Decoder, check_architecture, cut_stage, stored_name
 from tuneval.model.lora import LoraSettings, initial_value, inject_lora
@@ -32,6 +33,7 @@ def parallelize(
     device: torch.device,
     lora: LoraSettings | None = None,
     seed: int = 0,
+    adapter: Adapter | None = None,
     recompute: Literal["full", "selective"] | None = None,
 ) -> ParallelRunner:
     """Make this process's part of a model, and read its weights: no process ever holds more.
@@ -44,6 +46,7 @@ def parallelize(
         device: where they go.
         lora: adapters to train; None: train everything.
         seed: of the adapters' first values.
+        adapter: one trained before, whose values they start from instead.
         recompute: as in `Decoder`.
 
     Raises:
@@ -65,7 +68,7 @@ def parallelize(
             model,
             source,
             stored=lambda name: stored_name(hf_config, name.replace(".base_layer.", ".")),
-            fresh=lambda name, shape: initial_value(name, shape, seed),
+            fresh=lambda name, shape: initial_value(name, shape, seed, adapter),
             dtype=dtype,
             device=device,
         )
