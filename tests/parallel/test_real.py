@@ -1,0 +1,54 @@
+"""LoRA of a real model on two processes against one: ten steps of 4 samples, up to 128 tokens each, in fp32."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tuneval.config.schema import PreprocessConfig
+from tuneval.data.preprocess import preprocess
+from tuneval.data.records import read_rows
+
+WORKER = Path(__file__).parent / "real_cases.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def curves(real_model, real_data, tmp_path_factory):
+    """Function of words for `real_cases.py` -> losses and gradient norms; each is run once."""
+    folder = tmp_path_factory.mktemp("real")
+    rows = islice(read_rows(real_data / "alpaca-chinese-52k.json.xz"), 60)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preprocess(
+        PreprocessConfig(
+            input=folder / "rows.jsonl", tokenizer_name_or_path=str(real_model), output_prefix=folder / "data"
+        )
+    )
+    done: dict[str, dict] = {}
+
+    def run(layout: str) -> dict:
+        if layout not in done:
+            out = folder / f"{layout}.json"
+            command = [sys.executable, *(TORCHRUN if layout else ()), WORKER, real_model, folder / "data", out]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1" if layout else "2"}
+            subprocess.run([*command, *layout.split()], check=True, timeout=1200, env=environment)
+            done[layout] = json.loads(out.read_text())
+        return done[layout]
+
+    return run
+
+
+@pytest.mark.parametrize("layout", ["1 2", "2 1"], ids=["PP 2", "TP 2"])
+def test_ten_steps_equal_one_process(layout, curves):
+    one, many = curves(""), curves(layout)
+    assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+    assert one["loss"][-1] != pytest.approx(one["loss"][0], rel=1e-2)  # they are different steps
