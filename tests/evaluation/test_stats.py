@@ -16,7 +16,6 @@ from tuneval.evaluation.stats import (
     mcnemar,
     newcombe,
     paired,
-    paired_bootstrap,
     summary,
     verdict,
     wilson,
@@ -121,22 +120,6 @@ def test_detectable_difference_has_the_power_it_claims():
     draws = rng.multinomial(n, chances, 600)
     assert np.mean([mcnemar(int(a), int(b)) <= 0.05 for a, b, _ in draws]) == pytest.approx(0.8, abs=0.06)
     assert detectable_difference(0, 10) > 0 and detectable_difference(10, 10) <= 1
-
-
-def test_bootstrap_of_one_subject_equals_scipy():
-    rng = np.random.default_rng(7)
-    a, b = rng.random(300) < 0.5, rng.random(300) < 0.58
-    found = paired_bootstrap({"s": a.tolist()}, {"s": b.tolist()}, resamples=20_000)
-    theirs = scipy_stats.bootstrap((b * 1.0 - a,), np.mean, n_resamples=20_000, rng=8, method="percentile")
-    assert found.micro == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
-    assert found.macro == found.micro and found.macro_difference == pytest.approx(b.mean() - a.mean())
-    assert found == paired_bootstrap({"s": a.tolist()}, {"s": b.tolist()}, resamples=20_000)
-
-
-def test_bootstrap_draws_within_subjects():
-    """A subject that always changes and one that never does: nothing is left to chance."""
-    found = paired_bootstrap({"s": [False] * 4, "t": [True] * 6}, {"s": [True] * 4, "t": [True] * 6})
-    assert found.micro == (0.4, 0.4) and found.macro == (0.5, 0.5) and found.macro_difference == 0.5
 
 
 def test_holm_equals_the_published_example():

@@ -139,6 +139,10 @@ def _say_without_effect(config: EvaluateConfig, styles: list[Style]) -> None:
     for given, flag, why in (
         (plain and config.prompt_type, "prompt-type", "the style is plain text"),
         (plain and config.no_chat_template, "no-chat-template", "the style is plain text"),
+        (
+            config.no_chat_template and all(s.needs_chat_template for s in styles),
+            *("no-chat-template", "the style is a conversation"),
+        ),
         (not generating and config.max_new_tokens, "max-new-tokens", "the style generates nothing"),
         (not generating and config.allow_unparsed, "allow-unparsed", "the style generates nothing"),
     ):

@@ -16,7 +16,7 @@ from tuneval.data.template import Template
 from tuneval.errors import UserError
 from tuneval.evaluation import contamination, stats
 from tuneval.evaluation.contamination import Training
-from tuneval.evaluation.decisions import Answer, Decision, LetterLogits, Prompt, Reply, Scorer, describe
+from tuneval.evaluation.decisions import METHODS, Answer, Decision, LetterLogits, Prompt, Reply, Scorer, describe
 from tuneval.evaluation.exam import Exam, categories, duplicates
 from tuneval.evaluation.margins import near_tie
 from tuneval.evaluation.partial import Partial
@@ -226,7 +226,7 @@ def _result(
         near_ties=sum(near_tie(p.scores) for p in scored) if isinstance(each.decision, LetterLogits) else None,
         exact_ties=sum(p.margin == 0 for p in scored) if scored else None,
         chance=exam.chance,
-        methods=stats.METHODS,
+        methods={**stats.METHODS, **_methods(each.decision)},
         config=flags.to_dict(config),
         machine=runtime.machine(),
         decision=describe(each.decision),
@@ -242,6 +242,13 @@ def _result(
         contamination=_contamination(each, predictions),
         **figures,
     )
+
+
+def _methods(decision: Decision) -> dict[str, str]:
+    found = {"prediction": METHODS[decision.kind]}
+    if isinstance(decision, LetterLogits):
+        found["near_ties"] = "best two letters closer than one step of bf16 at the size of the best logit"
+    return found
 
 
 def _contamination(each: Examination, predictions: Sequence[Prediction]) -> dict[str, Any]:

@@ -145,6 +145,14 @@ class Reply:
 Decision = LetterLogits | OptionLikelihood | Reply
 
 
+METHODS = {
+    "letter_logits": "the label with the highest next-token logit; the first of equals",
+    "option_likelihood": "the option with the likeliest text after the prompt; the first of equals",
+    "reply": "what the style's rule finds in the greedily generated reply; nothing found counts as wrong",
+}
+"""Kind of decision -> how a prediction comes about, for the record."""
+
+
 def describe(decision: Decision) -> dict[str, object]:
     """A decision as JSON values."""
     return asdict(decision)

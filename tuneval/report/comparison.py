@@ -10,6 +10,7 @@ from tuneval import console
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation import stats
+from tuneval.evaluation.bootstrap import paired_bootstrap
 from tuneval.evaluation.exam import categories
 from tuneval.report.checks import groups_of, read_predictions, read_result
 from tuneval.report.records import Comparison, EvalResult, Prediction
@@ -54,7 +55,7 @@ def compare_results(a: Path, b: Path) -> Comparison:
         categories=_corrected(within),
         detectable=test.detectable,
         subjects=_corrected(each),
-        bootstrap=asdict(stats.paired_bootstrap(right_a, right_b)),
+        bootstrap=asdict(paired_bootstrap(right_a, right_b)),
     )
 
 
