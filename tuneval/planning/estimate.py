@@ -37,6 +37,11 @@ class Job:
         fitting = max(1, self.micro_batch_tokens // self.sample_tokens)
         return min(fitting, self.micro_batch_size or fitting)
 
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Cumulative bounds of the samples of one micro-batch."""
+        return tuple(i * self.sample_tokens for i in range(self.samples_together + 1))
+
     def micro_batches(self, layout: Layout) -> int:
         """Of one data-parallel process in a step, samples being of the mean length."""
         samples = -(-self.global_batch_size // layout.data)
@@ -122,8 +127,7 @@ def estimate(job: Job, layout: Layout, rehearsals: Rehearsals) -> Estimate:
     """
     count = job.micro_batches(layout)
     some = _enough(count, layout)
-    bounds = [i * job.sample_tokens for i in range(job.samples_together + 1)]
-    work = Work(dtype=job.dtype, recompute=job.recompute, lora=job.lora, segments=tuple(bounds), micro_batches=some)
+    work = Work(dtype=job.dtype, recompute=job.recompute, lora=job.lora, segments=job.segments, micro_batches=some)
     ranks = range(0, layout.world_size, layout.tensor * layout.data)
     parts = [Part(hf_config=job.hf_config, layout=layout, rank=rank, work=work) for rank in ranks]
     stages = tuple(rehearsals.run(parts))

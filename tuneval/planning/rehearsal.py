@@ -134,7 +134,7 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     slots = optimizer.slots.values()
     ledger.hold((p for _, p in runner.named_parameters()), PARAMETERS)
     ledger.hold((t for s in slots for kind, t in s.tensors().items() if kind != "weight"), OPTIMIZER)
-    batch = _Batch(tuple(_micro_batch(work.segments) for _ in range(work.micro_batches)), work.micro_batches)
+    batch = step_batch(work.segments, work.micro_batches)
     with mode, ledger:
         (runner if several else OneProcess(runner.chunks[0])).accumulate(batch, 1.0)
         in_passes = ledger.sent.copy()
@@ -153,6 +153,11 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     )
     optimizer.close()
     return account
+
+
+def step_batch(segments: tuple[int, ...], micro_batches: int) -> Any:
+    """A step's micro-batches, all alike and every token trained, as a runner takes them."""
+    return _Batch(tuple(_micro_batch(segments) for _ in range(micro_batches)), micro_batches)
 
 
 @dataclass(frozen=True)
