@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,32 @@ TINY = "--num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-h
     "--position-embedding-type rope --rotary-base 10000 --padded-vocab-size 1792"  # fmt: skip
 
 
+def starter(folder: Path, **common: str):
+    """Function (script, standard input, variables) -> its standard output; the script must end well."""
+    settings = {
+        "MASTER_PORT": str(20000 + os.getpid() % 20000),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **common,
+    }
+
+    def run(name: str, stdin: str = "", **variables: str) -> str:
+        script = ROOT / "example" / "mcore" / "qwen25" / f"{name}.sh"
+        done = subprocess.run(
+            ["bash", str(script)],
+            cwd=folder,
+            env={**os.environ, **settings, **variables},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
 @pytest.mark.slow
 def test_the_0point5b_set_runs_from_end_to_end_on_the_embedded_model(tmp_path):
     """convert -> preprocess -> full -> LoRA -> generate -> evaluate -> convert back, by the scripts themselves."""
@@ -121,18 +149,11 @@ def test_the_0point5b_set_runs_from_end_to_end_on_the_embedded_model(tmp_path):
     for file in (assets / "model").iterdir():
         (tmp_path / "hf").mkdir(exist_ok=True)
         (tmp_path / "hf" / file.name).write_bytes(file.read_bytes())
-    common = {"HF_DIR": "hf", "TOKENIZER_PATH": "hf", "CKPT_DIR": "mcore", "TP": "1", "NPROC_PER_NODE": "1", "MODEL_ARGS": TINY,
-              "SEQ_LENGTH": "512", "TRAIN_ITERS": "3", "SAVE_INTERVAL": "2", "CKPT_LOAD_DIR": "mcore", "MAX_NEW_TOKENS": "2",
-              "DATA_PATH": "data/alpaca", "MASTER_PORT": str(20000 + os.getpid() % 20000), "OMP_NUM_THREADS": "1",
-              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
-
-    def run(name: str, stdin: str = "", **variables: str) -> str:
-        script = ROOT / "example" / "mcore" / "qwen25" / f"{name}.sh"
-        environment = {**os.environ, **common, **variables}
-        done = subprocess.run(["bash", str(script)], cwd=tmp_path, env=environment, input=stdin, capture_output=True,
-                              text=True, timeout=300, check=False)  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    run = starter(
+        tmp_path, HF_DIR="hf", TOKENIZER_PATH="hf", CKPT_DIR="mcore", CKPT_LOAD_DIR="mcore", DATA_PATH="data/alpaca", TP="1",
+        NPROC_PER_NODE="1", MODEL_ARGS=TINY, SEQ_LENGTH="512", TRAIN_ITERS="3", SAVE_INTERVAL="2", MAX_NEW_TOKENS="2",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
 
     run("ckpt_convert_qwen25_0point5b_hf2mcore", MODEL_ARGS="--model-type-hf llama2 --add-qkv-bias")
     (tmp_path / "mcore" / "config.json").unlink()  # MindSpeed-LLM's own checkpoints carry none
@@ -162,3 +183,32 @@ def test_the_0point5b_set_runs_from_end_to_end_on_the_embedded_model(tmp_path):
     assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == [
         f"{what}_qwen25_0point5b{kind}.log" for what in ("evaluate", "generate") for kind in ("", "_lora")
     ] + ["tune_qwen25_0point5b_full.log", "tune_qwen25_0point5b_lora.log"]
+
+
+@pytest.mark.real
+def test_the_0point5b_set_runs_on_the_real_model(tmp_path, real_model, real_data):
+    """At TP 2 on disk, at the TP of the variables in the processes; merged back, it is what the adapter computes."""
+    from tuneval import cli
+
+    (tmp_path / "hf").mkdir()
+    for file in real_model.iterdir():
+        (tmp_path / "hf" / file.name).symlink_to(file)
+    with lzma.open(real_data / "alpaca-chinese-52k.json.xz", "rt", encoding="utf-8") as file:
+        (tmp_path / "alpaca.json").write_text(json.dumps(json.load(file)[:64], ensure_ascii=False), encoding="utf-8")
+    with zipfile.ZipFile(real_data / "ceval-exam.zip") as exam:
+        exam.extractall(tmp_path / "ceval")
+    run = starter(tmp_path, HF_DIR="hf", TOKENIZER_PATH="hf", CKPT_DIR="mcore", CKPT_LOAD_DIR="mcore")
+    one = {"TP": "1", "NPROC_PER_NODE": "1", "SEQ_LENGTH": "1024"}
+    run("ckpt_convert_qwen25_0point5b_hf2mcore")
+    run("data_convert_qwen25_0point5b_instruction", INPUT="alpaca.json", OUTPUT_PREFIX="data/alpaca")
+    said = run("tune_qwen25_0point5b_lora_ptd", CKPT_SAVE_DIR="lora", DATA_PATH="data/alpaca", TRAIN_ITERS="2", **one)
+    assert " iteration        2/       2 | consumed samples:           16 |" in said
+    answer = run("generate_qwen25_0point5b_lora_ptd", CHECKPOINT="mcore", CHECKPOINT_LORA="lora/mcore", TASK="greedy",
+                 MAX_NEW_TOKENS="16", **one)  # fmt: skip
+    assert "I'm just a computer program" in answer
+    few = {"DATA_PATH": "ceval/val", "EXTRA_ARGS": "--max-eval-samples 2 --subjects law"}
+    assert "ceval acc = " in run(
+        "evaluate_qwen25_0point5b_lora_ptd", CHECKPOINT="mcore", CHECKPOINT_LORA="lora", **few, **one
+    )
+    run("ckpt_convert_qwen25_0point5b_mcore2hf", CKPT_DIR="lora/mcore")
+    assert cli.main(["verify", str(tmp_path / "lora"), str(tmp_path / "hf" / "mg2hf")]) == 0
