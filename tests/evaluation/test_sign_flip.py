@@ -48,7 +48,7 @@ def test_the_interval_is_that_of_the_mean():
     counts = np.random.default_rng(1).integers(-2, 3, size=200).tolist()
     found = paired_difference(counts, runs=2)
     shares = np.asarray(counts) / 2
-    half = 1.959963984540054 * np.sqrt((shares**2).mean() / 200)
+    half = 1.959963984540054 * np.sqrt((shares**2).mean() / 200) + 1 / (200 * 2)
     assert (found.mean, found.low, found.high) == pytest.approx(
         (shares.mean(), shares.mean() - half, shares.mean() + half)
     )
@@ -60,6 +60,13 @@ def test_interval_and_test_agree(b):
     found = paired_difference([1] * b + [-1] * 60 + [0] * 300, runs=1)
     if abs(found.p_value - 0.05) > 0.02:
         assert (found.low > 0) == (found.p_value < 0.05)
+
+
+@pytest.mark.parametrize("n", range(1, 12))
+def test_few_disagreements_agree_too(n):
+    """Five questions against none can't be significant (p = 0.0625), six can (0.031)."""
+    found = paired_difference([1] * n + [0] * 103, runs=1)
+    assert (found.low > 0) == (found.p_value < 0.05) == (n >= 6)
 
 
 def test_no_difference_and_full_agreement():

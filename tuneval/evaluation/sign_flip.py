@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import erfc, sqrt
+from math import erfc, gcd, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -28,7 +28,8 @@ class Difference:
     """Second side - first side: mean over questions and runs."""
     low: float
     """Lower end of its 95% interval over questions; the runs themselves are taken as given. Normal, with the spread that
-    the test assumes (that about zero), so that it agrees with the p value on what is significant."""
+    the test assumes (that about zero) and half a step of the sums that can occur (continuity), so that it agrees with
+    the p value on what is significant."""
     high: float
     p_value: float
     """Exact, two-sided."""
@@ -47,7 +48,8 @@ def paired_difference(counts: Sequence[int], runs: int) -> Difference:
     assert counts and runs > 0 and max(map(abs, counts)) <= runs, (len(counts), runs)
     n = len(counts)
     mean = sum(counts) / (n * runs)
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(sum(c * c for c in counts)) / (n * runs)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(sum(c * c for c in counts)) + gcd(*counts)
+    half /= n * runs
     p = sign_flip_counts(counts)
     return Difference(
         questions=n, runs=runs, mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), p_value=p

@@ -161,7 +161,8 @@ class Runner:
             with self._guard:
                 self._children.discard(child)
         if self.stopped.is_set() and status != 0:
-            return STOPPED, ""
+            asked = status in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+            return STOPPED, "" if asked else _error_in(log, status)
         return (DONE, "") if status == 0 else (FAILED, _error_in(log, status))
 
     def _stop(self, number: int) -> None:
