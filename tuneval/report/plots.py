@@ -121,7 +121,7 @@ def dots(
     name: str,
     line: float,
     line_label: str,
-    x_format: Callable[[float], str] = lambda share: f"{100 * share:.0f}%",
+    x_format: Callable[[float], str] = lambda share: f"{100 * share:.4g}%",
 ) -> str:
     """A row of dots with intervals for every label.
 

@@ -17,6 +17,7 @@ from tuneval.cli import main
 from tuneval.errors import UserError
 from tuneval.files import read_json
 from tuneval.report.records import SampleAnswer
+from tuneval.report.sweep import spelling
 from tuneval.report.sweep.gather import gather_sweep
 from tuneval.report.sweep.render import write_sweep_report
 from tuneval.report.sweep.summary import analyse, sentences
@@ -170,3 +171,9 @@ def test_report_takes_a_sweeps_folder(folder, tmp_path, capsys):
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(UserError, match=r"holds no sweep\.json"):
         gather_sweep(tmp_path)
+
+
+def test_tick_labels_are_the_ticks(folder):
+    """Steps of 1.5 points must not be rounded to 33%, 34%, 36%."""
+    tick = spelling.tick(gather_sweep(folder))
+    assert [tick(v) for v in (0.3, 0.315, 0.33, 0.345)] == ["30%", "31.5%", "33%", "34.5%"]

@@ -126,7 +126,7 @@ def _change_figure(name: str, number: int, columns: list[Column], t: Words):
             name=f"changes-{number}",
             line=0.0,
             line_label=t("no_change"),
-            x_format=lambda share: f"{100 * share:+.0f}".replace("-", "−") if share else "0",
+            x_format=lambda share: f"{100 * share:+.4g}".replace("-", "−") if share else "0",
         ),
         legend=tuple(legend_key(label, c) for c, label, _ in shown),
         data=_csv("difference", rows, shown),

@@ -52,7 +52,7 @@ def _change_figure(sweep: SweepResult, found: tuple[Against, ...], t: Words) -> 
             name="against",
             line=0.0,
             line_label=t("no_change"),
-            x_format=lambda share: f"{100 * share:+.0f}".replace("-", "−") if share else "0",
+            x_format=lambda share: f"{100 * share:+.4g}".replace("-", "−") if share else "0",
         ),
         data=csv_text(
             ("setting", "levels", "questions", "runs", "difference", "low", "high", "p_value", "significant"),

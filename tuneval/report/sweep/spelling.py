@@ -45,4 +45,4 @@ def exam(sweep: SweepResult, t: Words) -> str:
 
 def tick(sweep: SweepResult):
     """Value -> tick label of an axis that shows the objective."""
-    return (lambda v: f"{100 * v:.0f}%") if sweep.objective == "score" else "{:g}".format
+    return (lambda v: f"{100 * v:.4g}%") if sweep.objective == "score" else "{:g}".format
