@@ -15,6 +15,7 @@ The same seed gives the same data byte for byte; the weights depend on the machi
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 from pathlib import Path
@@ -49,6 +50,14 @@ def main() -> None:
         pretrain(model, tokenizer, arguments.steps, arguments.seed)
         model.to(torch.bfloat16).save_pretrained(arguments.out / "model")
         tokenizer.save_pretrained(arguments.out / "model")
+        name_specials_as_before(arguments.out / "model" / "tokenizer_config.json")
+
+
+def name_specials_as_before(config: Path) -> None:
+    """transformers 5 writes a key that transformers 4 fails on; both read the older one."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["additional_special_tokens"] = values.pop("extra_special_tokens")
+    config.write_text(json.dumps(dict(sorted(values.items())), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
