@@ -13,14 +13,16 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
+from tuneval import runtime
 from tuneval.errors import UserError
 from tuneval.files import atomic_file, atomic_folder, check_free_space, read_json, write_json
 
@@ -28,12 +30,12 @@ _STEP = re.compile(r"step_(\d{7,})")
 
 
 def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any], keep: int) -> Path:
-    """Write one checkpoint, publish it, point `latest` at it and remove the oldest.
+    """Write one checkpoint, publish it, point `latest` at it and remove the oldest. Every process must call it.
 
     Args:
         run: run folder.
         step: steps done.
-        tensors: name -> tensor; what `load_state` will fill.
+        tensors: name -> tensor; what `load_state` will fill. Of a DTensor each process writes its part.
         facts: JSON values that belong to it. The random generators' states are added.
         keep: newest checkpoints that stay, at least 1.
 
@@ -44,10 +46,15 @@ def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: di
         UserError: the disk has no room; nothing is written then.
     """
     folder = checkpoints_folder(run) / f"step_{step:07d}"
-    check_free_space(run, state_bytes(tensors), f"the checkpoint of step {step}")
-    with atomic_folder(folder) as temporary, _one_process():
-        dcp.save({**tensors, "random.torch": torch.get_rng_state(), **_device_rng_state()}, checkpoint_id=temporary)
-        write_json(temporary / "state.json", {"step": step, **facts, "random": _host_rng_state()})
+    needed = sum(_of_all({name: t.numel() * t.dtype.itemsize for name, t in tensors.items()}).values())
+    if runtime.is_main():
+        check_free_space(run, needed + (1 << 20), f"the checkpoint of step {step}")
+    with _atomic_folder_of_all(folder) as temporary, _without_warnings():
+        dcp.save({**tensors, **_rng_states()}, checkpoint_id=temporary)
+        if runtime.is_main():
+            write_json(temporary / "state.json", {"step": step, **facts, "random": _host_rng_state()})
+    if not runtime.is_main():
+        return folder
     with atomic_file(checkpoints_folder(run) / "latest") as file:
         file.write(folder.name + "\n")
     for old in steps(run)[:-keep]:
@@ -61,7 +68,7 @@ def load_state(run: Path, step: int, tensors: dict[str, torch.Tensor]) -> dict[s
     Args:
         run: run folder.
         step: a step that `steps` lists.
-        tensors: name -> tensor of the same shape and type as saved; overwritten.
+        tensors: name -> tensor of the same shape and type as saved, spread over processes in any way; overwritten.
 
     Returns:
         The facts given to `save_state`, and `step`.
@@ -71,13 +78,14 @@ def load_state(run: Path, step: int, tensors: dict[str, torch.Tensor]) -> dict[s
     """
     folder = checkpoints_folder(run) / f"step_{step:07d}"
     facts = read_json(folder / "state.json")
-    wanted = {**tensors, "random.torch": torch.get_rng_state(), **_device_rng_state()}
     reader = _Reader(folder)
-    _check_same_tensors(folder, reader.read_metadata().state_dict_metadata, wanted)
-    with _one_process():
+    saved = reader.read_metadata().state_dict_metadata
+    _check_same_tensors(folder, saved, tensors)
+    generators = {name: t for name, t in _rng_states().items() if name in saved}  # a process that is new draws afresh
+    wanted = {**tensors, **generators}
+    with _without_warnings():
         dcp.load(wanted, storage_reader=reader)
-    torch.set_rng_state(wanted["random.torch"])
-    _set_device_rng_state(wanted)
+    _set_rng_states({name: wanted[name] for name in generators})
     _set_host_rng_state(facts.pop("random"))
     return facts
 
@@ -95,11 +103,6 @@ def latest_step(run: Path) -> int | None:
 
 def checkpoints_folder(run: Path) -> Path:
     return Path(run) / "checkpoints"
-
-
-def state_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """Room that a checkpoint of these tensors takes on disk, nearly."""
-    return sum(t.numel() * t.dtype.itemsize for t in tensors.values()) + (1 << 20)
 
 
 def remove_partial(run: Path) -> None:
@@ -122,8 +125,32 @@ def set_aside(run: Path) -> Path | None:
     return target
 
 
+def _of_all(mine: dict[str, Any]) -> dict[str, Any]:
+    """The processes' dicts as one."""
+    if not dist.is_initialized():
+        return mine
+    everyone: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    return {name: value for each in everyone for name, value in each.items()}
+
+
 @contextmanager
-def _one_process() -> Iterator[None]:
+def _atomic_folder_of_all(folder: Path) -> Iterator[Path]:
+    """`atomic_folder` that all processes write into; it appears when the last of them has left."""
+    if not dist.is_initialized():
+        with atomic_folder(folder) as temporary:
+            yield temporary
+        return
+    with atomic_folder(folder) if runtime.is_main() else nullcontext() as temporary:
+        path = [temporary]
+        dist.broadcast_object_list(path, 0)
+        yield path[0]
+        dist.barrier()
+    dist.barrier()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
     """Without a process group DCP works for one process, and says so at length."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
@@ -135,8 +162,8 @@ def _one_process() -> Iterator[None]:
 
 
 def _check_same_tensors(folder: Path, saved: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
-    here = {name: (tuple(t.shape), t.dtype) for name, t in wanted.items()}
-    there = {name: (tuple(m.size), m.properties.dtype) for name, m in saved.items()}
+    here = _of_all({name: (tuple(t.shape), t.dtype) for name, t in wanted.items()})
+    there = {name: (tuple(m.size), m.properties.dtype) for name, m in saved.items() if not _is_rng(name)}
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if differing:
         name = differing[0]
@@ -195,17 +222,30 @@ def _set_host_rng_state(state: dict[str, Any]) -> None:
 
 
 def _device_module() -> Any:
-    from tuneval import runtime
-
     device = runtime.device()
     return None if device.type == "cpu" else torch.get_device_module(device)
 
 
-def _device_rng_state() -> dict[str, torch.Tensor]:
+_GENERATOR = "random."
+
+
+def _is_rng(name: str) -> bool:
+    return name.startswith(_GENERATOR)
+
+
+def _rng_states() -> dict[str, torch.Tensor]:
+    """torch's generators of this process; those of process 0 have the plain names."""
+    own = f".{runtime.rank()}" if runtime.rank() else ""
+    states = {f"{_GENERATOR}torch{own}": torch.get_rng_state()}
     module = _device_module()
-    return {} if module is None else {"random.device": module.get_rng_state()}
+    if module is not None:
+        states[f"{_GENERATOR}device{own}"] = module.get_rng_state()
+    return states
 
 
-def _set_device_rng_state(tensors: dict[str, torch.Tensor]) -> None:
-    if "random.device" in tensors:
-        _device_module().set_rng_state(tensors["random.device"])
+def _set_rng_states(states: dict[str, torch.Tensor]) -> None:
+    for name, state in states.items():
+        if name.startswith(f"{_GENERATOR}torch"):
+            torch.set_rng_state(state)
+        else:
+            _device_module().set_rng_state(state)

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from tuneval import console, runtime
 from tuneval.checkpoints import resume
 from tuneval.commands.tune_output import is_written, output_folder
@@ -38,18 +40,31 @@ def main(parsed: Parsed) -> int:
     """Tune. Returns 0 when the run is finished; 143 (SIGTERM) or 130 (Ctrl-C) when it saved and left."""
     plan = make_plan(parsed)
     folder = Path(plan.config.save.save)
-    if plan.config.save.finetune:
+    if plan.config.save.finetune and runtime.is_main():
         _start_afresh(folder)
+    _wait_for_main()
     done, earlier = resume.latest_step(folder), _earlier(folder, plan)
     if earlier is not None and is_written(plan) and _last_step(folder, done) >= plan.train_iters:
         console.out.print(f"{folder}: finished, the result is {output_folder(plan)}. Nothing to do.", markup=False)
         return 0
-    resume.remove_partial(folder)
+    _wait_for_main()  # others have read what is there before anything changes
     runtime.seed_everything(plan.config.log.seed)
     run = TuneRun(plan)
-    _check_weights(folder, plan, earlier, run.loaded.identity)
-    records.write_record(folder / "config.json", _record(plan, run, earlier))
+    counts = run.model.parameter_counts()
+    if runtime.is_main():
+        resume.remove_partial(folder)
+        _check_weights(folder, plan, earlier, run.model.identity)
+        records.write_record(folder / "config.json", _record(plan, run, counts, earlier))
+    _wait_for_main()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"--save {folder}: process 0 writes there, this machine does not see it. Give a shared folder")
     return run.train(done)
+
+
+def _wait_for_main() -> None:
+    """Until every process has come here; at once where there is one."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _start_afresh(folder: Path) -> None:
@@ -109,24 +124,20 @@ def _last_step(folder: Path, done: int | None) -> int:
     return rows[-1]["step"] if rows else 0
 
 
-def _record(plan: Plan, run: TuneRun, earlier: records.RunRecord | None) -> records.RunRecord:
+def _record(plan: Plan, run: TuneRun, counts: dict[str, int], earlier: records.RunRecord | None) -> records.RunRecord:
     manifest = plan.dataset.manifest or {}
-    parameters = list(run.decoder.parameters())
     return records.RunRecord(
         command=["tuneval", "tune", *sys.argv[2:]] if sys.argv[1:2] == ["tune"] else list(sys.argv),
         created=earlier.created if earlier else datetime.now().astimezone().isoformat(timespec="seconds"),
         config=to_dict(plan.config),
         versions=runtime.versions(),
-        machine=runtime.machine(),
+        machine={**runtime.machine(), "processes": plan.layout.world_size, "layout": str(plan.layout)},
         git=runtime.git_commit(),
         method="lora" if plan.config.lora.enabled else "full",
-        model=run.loaded.identity,
+        model=run.model.identity,
         data={k: v for k, v in manifest.items() if k not in ("template", "skipped_rows", "config")},
         template_fingerprint=plan.template.fingerprint if plan.template else None,
-        parameters={
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        },
+        parameters=counts,
         train_samples=plan.train_samples,
         train_iters=plan.train_iters,
         baseline_evaluation=earlier.baseline_evaluation if earlier else None,

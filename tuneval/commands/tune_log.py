@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.commands.tune_plan import Plan
 from tuneval.commands.tune_tensorboard import Board
 from tuneval.config.flags import to_dict
@@ -19,7 +19,7 @@ _MEASURED = ("step", "loss", "grad_norm", "lr", "samples", "tokens", "trained_to
 
 
 class RunLog:
-    """Writes the run folder's records and Megatron's lines; a context manager.
+    """Writes the run folder's records and Megatron's lines; a context manager. Of many processes, number 0 does.
 
     Args:
         plan: of the run.
@@ -34,6 +34,8 @@ class RunLog:
         self._board = Board(plan.config, plan.source.config)
 
     def __enter__(self) -> RunLog:
+        if not runtime.is_main():
+            return self
         self.run.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "validation.jsonl"):
             _drop_rows_after(self.run / name, self.done)
@@ -52,12 +54,16 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """One line on standard output (where Megatron's scripts look for it) and in log.txt."""
+        if not runtime.is_main():
+            return
         console.out.print(line, markup=False)
         self._file.write(line + "\n")
         self._file.flush()
 
     def step(self, step: Step) -> None:
         """Record a step; print the line when it is due."""
+        if not runtime.is_main():
+            return
         row = {name: getattr(step, name) for name in (*_MEASURED, "peak_memory_bytes")}
         records.append_record(self.run / "metrics.jsonl", records.Step(**row))
         self._pending.append(step)
@@ -69,6 +75,8 @@ class RunLog:
 
     def validation(self, step: int, loss: float, where: str) -> None:
         """Record and print a validation."""
+        if not runtime.is_main():
+            return
         perplexity = log_line.perplexity(loss)
         record = records.Validation(step=step, loss=loss, perplexity=perplexity)
         records.append_record(self.run / "validation.jsonl", record)
@@ -84,7 +92,8 @@ class RunLog:
         tflops = None
         if self.plan.config.log.log_throughput:
             lengths = [n for s in steps for n in s.lengths]
-            tflops = log_line.step_flops(self.plan.source.config, lengths) / sum(s.seconds for s in steps) / 1e12
+            seconds = sum(s.seconds for s in steps) * runtime.world_size()
+            tflops = log_line.step_flops(self.plan.source.config, lengths) / seconds / 1e12
         batch_size = self.plan.config.batch.global_batch_size
         line = log_line.iteration_line(steps, self.plan.train_iters, batch_size, tflops, datetime.now())
         extended = self.plan.config.log.log_format == "extended"

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
 from tuneval import console, runtime
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSink, copy_companions
 from tuneval.checkpoints.layout import Layout, plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
+from tuneval.commands.tune_model import TunedModel
 from tuneval.commands.tune_plan import Plan
 from tuneval.errors import UserError
 from tuneval.files import atomic_folder, read_json, write_json
-from tuneval.model.lora import LoraSettings, save_adapter
+from tuneval.model.decoder import stored_name
+from tuneval.model.lora import is_adapter, save_tensors
+from tuneval.parallel.weights import whole_tensors
 
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja")
 
@@ -32,24 +33,24 @@ def is_written(plan: Plan) -> bool:
     return output_folder(plan).is_dir() and (plan.config.save.ckpt_format != "torch" or megatron.is_dir())
 
 
-def write_output(plan: Plan, model: torch.nn.Module, lora_settings: LoraSettings | None, step: int) -> Path:
-    """Write the tuned model or the adapter.
+def write_output(plan: Plan, model: TunedModel, step: int) -> Path:
+    """Write the tuned model or the adapter. Every process must call it; process 0 writes.
 
     Args:
         plan: of the run.
-        model: transformers model, adapters inside where LoRA is on.
-        lora_settings: None for full tuning.
+        model: what was trained.
         step: steps done, the iteration of the Megatron files.
 
     Returns:
         The folder.
     """
-    if lora_settings is not None:
-        _write_adapter(plan, model, lora_settings)
+    if model.lora is not None:
+        _write_adapter(plan, model)
     else:
         _write_model(plan, model)
-    if plan.config.save.ckpt_format == "torch":
+    if plan.config.save.ckpt_format == "torch" and runtime.is_main():
         _write_megatron(plan, step)
+    model.mesh.wait()
     return output_folder(plan)
 
 
@@ -59,25 +60,36 @@ def base_model(plan: Plan) -> str:
     return str((source.folder if source.kind == "hf" else Path(plan.config.model.load)).resolve())
 
 
-def _write_model(plan: Plan, model: torch.nn.Module) -> None:
-    state = model.state_dict()
-    names = [name for name in plan.source.names() if name in state]
-    written = {state[name].data_ptr() for name in names}
-    missing = [name for name, p in model.named_parameters() if p.data_ptr() not in written]
+def _write_model(plan: Plan, model: TunedModel) -> None:
+    named, config = model.tensors(), plan.source.config
+    names: dict[str, list[str]] = {}  # tensor -> its names in the source: two where it holds a tied head too
+    for name in plan.source.names():
+        names.setdefault(stored_name(config, name), []).append(name)
+    missing = [name for name, _ in model.runner.named_parameters() if name not in names]
     assert not missing, f"parameters without a name in the source: {missing}"
+    whole = whole_tensors(named, model.mesh, names)
+    if not runtime.is_main():
+        for _ in whole:
+            pass
+        return
     with HfSink(output_folder(plan)) as sink:
         _write_companions(plan, sink.folder)
         config = read_json(sink.folder / "config.json")
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(runtime.DTYPES[plan.config.precision.dtype]).removeprefix("torch.")
         write_json(sink.folder / "config.json", config)
-        for name in names:
-            sink.add(name, state[name])
+        for stored, tensor in whole:
+            for name in names[stored]:
+                sink.add(name, tensor)
 
 
-def _write_adapter(plan: Plan, model: torch.nn.Module, settings: LoraSettings) -> None:
+def _write_adapter(plan: Plan, model: TunedModel) -> None:
+    adapter = {name: tensor for name, tensor in model.tensors().items() if is_adapter(name)}
+    whole = list(whole_tensors(adapter, model.mesh))
+    if not runtime.is_main():
+        return
     with atomic_folder(output_folder(plan)) as folder:
-        save_adapter(model, settings, folder, base_model(plan))
+        save_tensors(whole, model.lora, folder, base_model(plan))
         _write_companions(plan, folder)
         (folder / "config.json").unlink(missing_ok=True)  # an adapter's folder is not a model's
 

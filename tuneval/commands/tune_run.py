@@ -11,16 +11,15 @@ from pathlib import Path
 
 from tuneval import console, runtime
 from tuneval.checkpoints import resume
-from tuneval.checkpoints.load import load_model
 from tuneval.commands.tune_log import RunLog
+from tuneval.commands.tune_model import TunedModel
 from tuneval.commands.tune_output import output_folder, write_output
 from tuneval.commands.tune_plan import Plan
-from tuneval.data.batches import GlobalBatch, global_batches, make_global_batch
+from tuneval.data.batches import GlobalBatch, Share, global_batches, make_global_batch
 from tuneval.errors import UserError
-from tuneval.model.decoder import Decoder
-from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.training.loop import NotFinite, OneProcess, Progress, Step, evaluate, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.parallel.mesh import Mesh
+from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
+from tuneval.training.optim import LossScaler
 
 
 class TuneRun:
@@ -35,20 +34,14 @@ class TuneRun:
         self.folder = Path(config.save.save)
         self.progress = Progress()
         _tell_slow_type(config.precision.dtype)
-        console.note(f"loading {config.model.load} as {config.precision.dtype}")
-        tokenizer = config.model.tokenizer_name_or_path
-        self.loaded = load_model(config.model.load, config.precision.dtype, tokenizer_folder=tokenizer)
-        self.lora_settings: LoraSettings | None = None
-        if config.lora.enabled:
-            lora = config.lora
-            self.lora_settings = LoraSettings(
-                lora.rank, lora.alpha, lora.lora_dropout, lora.lora_target_modules, lora.lora_shared_a
-            )
-            add_lora(self.loaded.model, self.lora_settings, config.log.seed, adapter=plan.adapter)
-        self.decoder = Decoder(self.loaded.model, config.precision.recompute_granularity)
-        self.runner = OneProcess(self.decoder)
-        self.optimizer = make_optimizer(self.decoder.named_parameters(), config.optim)
+        several = f" on {plan.layout.world_size} processes, {plan.layout}" if plan.layout.world_size > 1 else ""
+        console.note(f"loading {config.model.load} as {config.precision.dtype}{several}")
+        self.mesh = Mesh(plan.layout, runtime.device().type)
+        self.model = TunedModel(plan, self.mesh)
+        self.runner, self.optimizer = self.model.runner, self.model.optimizer
         self.scaler = LossScaler(config.precision)
+        self.share = Share(self.mesh.dp_rank, plan.layout.data)
+        runtime.seed_everything(config.log.seed + self.mesh.dp_rank)  # other samples, other dropout
         self._validation = self._split_batch(1)
         self._saved: int | None = None
 
@@ -70,9 +63,10 @@ class TuneRun:
                 self._validate(log, "iteration 0")
             try:
                 for step in self._steps():
-                    self._after(step, log, bool(stop))
-                    if stop and step.step < self.plan.train_iters:
-                        return self._leave(log, stop[0])
+                    signalled, peak = self.mesh.largest(stop[0] if stop else 0, step.peak_memory_bytes)
+                    self._after(replace(step, peak_memory_bytes=peak), log, bool(signalled))
+                    if signalled and step.step < self.plan.train_iters:
+                        return self._leave(log, signalled)
             except NotFinite as error:
                 self._save(log)
                 raise UserError(
@@ -84,7 +78,8 @@ class TuneRun:
     def _steps(self) -> Iterator[Step]:
         plan, config = self.plan, self.plan.config
         order = plan.order(0, plan.train_iters * config.batch.global_batch_size)
-        batches = global_batches(plan.dataset, order, config.batch, config.data.seq_length, self.progress.samples)
+        start, longest = self.progress.samples, config.data.seq_length
+        batches = global_batches(plan.dataset, order, config.batch, longest, start, self.share)
         return train(self.runner, batches, self.optimizer, plan.schedule, self.scaler, self.progress)
 
     def _after(self, step: Step, log: RunLog, stopping: bool) -> None:
@@ -110,7 +105,7 @@ class TuneRun:
             return None
         ids = self.plan.order(split, size).tolist()
         per_token = replace(config.batch, loss_reduction="token")  # so that its exponential is a perplexity
-        batch = make_global_batch(self.plan.dataset, ids, per_token, config.data.seq_length)
+        batch = make_global_batch(self.plan.dataset, ids, per_token, config.data.seq_length, self.share)
         return batch if batch.trained_tokens else None
 
     def _save(self, log: RunLog) -> None:
@@ -141,7 +136,7 @@ class TuneRun:
             folders[self.folder / "mcore"] = "torch"
         for folder, kind in folders.items():
             log.say(f"saving checkpoint at iteration {step:7d} to {folder} in {kind} format")
-        write_output(self.plan, self.loaded.model, self.lora_settings, step)
+        write_output(self.plan, self.model, step)
         for folder in folders:
             log.say(f"  successfully saved checkpoint from iteration {step:7d} to {folder}")
         return main
@@ -181,7 +176,9 @@ class TuneRun:
             notes.append(f"{self.progress.untrainable} of them without a trainable token")
         if self.progress.skipped:
             notes.append(f"{self.progress.skipped} steps skipped")
-        notes.append(f"peak memory {runtime.peak_memory_bytes() / 2**30:.2f} GiB")
+        (peak,) = self.mesh.largest(runtime.peak_memory_bytes())
+        of_one = " of the process that needs most" if self.mesh.grid is not None else ""
+        notes.append(f"peak memory {peak / 2**30:.2f} GiB{of_one}")
         log.say(f"finished: {result} ({', '.join(notes)})")
 
 
@@ -202,10 +199,11 @@ def _stop_requests() -> Iterator[list[int]]:
     received: list[int] = []
 
     def take(number: int, _: object) -> None:
-        if number == signal.SIGINT and received:
+        if received and signal.SIGINT in (number, received[0]):  # torchrun passes a second Ctrl-C on as SIGTERM
             raise KeyboardInterrupt
         received.append(number)
-        console.note(f"{signal.Signals(number).name}: saving after this step (Ctrl-C again stops at once)")
+        if runtime.world_size() == 1:  # of many, one says so once all have agreed; a job that fails sends it too
+            console.note(f"{signal.Signals(number).name}: saving after this step (Ctrl-C again stops at once)")
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield received

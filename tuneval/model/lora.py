@@ -141,6 +141,30 @@ def save_adapter(model: PreTrainedModel, settings: LoraSettings, folder: str | P
     _write_folder(folder, tensors, _peft_config(settings, _check_settings(model, settings)), base_model)
 
 
+def save_tensors(
+    tensors: Iterable[tuple[str, torch.Tensor]], settings: LoraSettings, folder: str | Path, base_model: str
+) -> None:
+    """`save_adapter` from the adapter's parameters alone, wherever they come from.
+
+    Args:
+        tensors: (name of the parameter, whole tensor); a shared A under each of its names.
+        settings: those given to `add_lora`; the targets are Hugging Face's names.
+        folder: made if need be; other files in it are kept.
+        base_model: path or hub id that the adapter belongs to.
+    """
+    named = {_file_name(name): tensor.detach().cpu().clone() for name, tensor in tensors}  # no memory shared
+    _write_folder(folder, named, _peft_config(settings, settings.targets), base_model)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is an A or B of `add_lora`."""
+    return f".{ADAPTER}." in name
+
+
+def _file_name(name: str) -> str:
+    return PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")
+
+
 def write_peft(adapter: Adapter, folder: str | Path, base_model: str) -> None:
     """Write an adapter of any format as a PEFT folder.
 
@@ -277,8 +301,7 @@ def _share_a(model: PreTrainedModel) -> None:
 
 def _by_file_name(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """A and B of every layer under the names of the file; a shared A under each of its names."""
-    mark, named = f".{ADAPTER}.", model.named_parameters(remove_duplicate=False)
-    return {PEFT_PREFIX + name.replace(mark, "."): p for name, p in named if mark in name}
+    return {_file_name(name): p for name, p in model.named_parameters(remove_duplicate=False) if is_adapter(name)}
 
 
 def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:

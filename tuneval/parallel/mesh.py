@@ -112,13 +112,18 @@ class Mesh:
         """Whether this process holds the final norm and the head, and computes the loss."""
         return self.stage == self.layout.pipeline - 1
 
-    def largest(self, number: int) -> int:
-        """The largest of the processes' numbers, the same on each; every process must call it."""
+    def largest(self, *numbers: int) -> list[int]:
+        """For each number the largest of the processes'; every process must call it with as many."""
         if self.grid is None:
-            return number
-        value = torch.tensor(number)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return int(value)
+            return list(numbers)
+        values = torch.tensor(numbers)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.tolist()
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.grid is not None:
+            dist.barrier()
 
     def _rank(self, axis: str) -> int:
         return self.grid.get_local_rank(axis) if self.grid is not None else 0

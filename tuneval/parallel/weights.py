@@ -139,7 +139,7 @@ def whole_tensors(
     Args:
         named: what this process holds, by a name that is the same on all; a name on two stages is taken from the first.
         mesh: of the job.
-        order: names to give, in this order. Default: all, stage by stage.
+        order: names to give, in this order; those that no process holds are left out. Default: all, stage by stage.
 
     Yields:
         (name, the whole tensor in host memory on process 0, None on the others).
@@ -153,7 +153,8 @@ def whole_tensors(
     if order is None:
         order = dict.fromkeys(name for names in stages for name in names)
     for name in order:
-        yield name, _to_main(named.get(name), mesh, stage_of[name])
+        if name in stage_of:
+            yield name, _to_main(named.get(name), mesh, stage_of[name])
 
 
 def _to_main(tensor: torch.Tensor | None, mesh: Mesh, stage: int) -> torch.Tensor | None:
