@@ -1,0 +1,93 @@
+"""Real processes at every layout against one process: twenty steps' losses and gradient norms, weights, exchanges."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from parallel.layout_cases import BROKEN, CASES, dataset, one_process
+
+WORKER = Path(__file__).parent / "layout_cases.py"
+SOUND = [name for name in CASES if name not in BROKEN]
+
+
+class Launched:
+    """Runs one torchrun of each world size, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, dataset(folder / "data")
+        self.world = lru_cache(self._launch)
+        self.alone = lru_cache(self._alone)
+
+    def many(self, name: str) -> dict:
+        self.world(CASES[name].layout.world_size)
+        return torch.load(self.folder / f"{name}.pt")
+
+    def _launch(self, processes: int) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)}
+        subprocess.run([*command, WORKER, self.folder], check=True, timeout=900, env=environment)
+
+    def _alone(self, model: str, lora: str) -> tuple:
+        case = next(c for c in CASES.values() if (c.model, c.lora) == (model, lora))
+        return one_process(case, self.data)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> Launched:
+    return Launched(tmp_path_factory.mktemp("layouts"))
+
+
+def marked(names) -> list:
+    """Four and eight processes take a while to start."""
+    slow = {name for name in names if CASES[name].layout.world_size > 2}
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+def check(name: str, launched: Launched) -> None:
+    case, many = CASES[name], launched.many(name)
+    steps, weights = launched.alone(case.model, case.lora)
+    assert many["loss"] == pytest.approx([s.loss for s in steps], rel=1e-5)
+    assert many["grad_norm"] == pytest.approx([s.grad_norm for s in steps], rel=1e-5)
+    assert many["weights"].keys() == weights.keys()
+    for parameter, expected in weights.items():
+        torch.testing.assert_close(many["weights"][parameter], expected.detach(), rtol=1e-3, atol=1e-4, msg=parameter)
+
+
+@pytest.mark.parametrize("name", marked(SOUND))
+def test_twenty_steps_equal_one_process(name, launched):
+    check(name, launched)
+
+
+@pytest.mark.parametrize("name", marked(BROKEN))
+def test_the_comparison_fails_on_a_broken_placement(name, launched):
+    with pytest.raises(AssertionError):
+        check(name, launched)
+
+
+@pytest.mark.parametrize("name", marked(SOUND))
+def test_a_process_reads_only_what_it_holds(name, launched):
+    many = launched.many(name)
+    assert many["read"] == many["held"]
+
+
+LAYERS = 4
+
+
+@pytest.mark.parametrize("name", marked(n for n in SOUND if CASES[n].counted))
+def test_two_exchanges_a_layer_and_direction(name, launched):
+    """Megatron's: where blocks end, forward; where they begin, backward. One more for the embedding and the head."""
+    case, found = CASES[name], launched.many(name)["exchanges"]
+    into = 2 * LAYERS + 1 - (case.lora != "full")  # nothing before the first adapter wants a gradient
+    out_again = 2 * LAYERS if case.lora != "full" else 2 * LAYERS + 1
+    if case.layout.sequence_parallel:
+        forward = {"all_gather_into_tensor": 2 * LAYERS + 1, "reduce_scatter_tensor": 2 * LAYERS + 1}
+        backward = {"all_gather_into_tensor": out_again, "reduce_scatter_tensor": into}
+    else:
+        forward, backward = {"all_reduce": 2 * LAYERS + 1}, {"all_reduce": into}
+    assert found == {"forward": forward, "backward": backward}
