@@ -72,8 +72,12 @@ def test_the_comparison_fails_on_a_broken_placement(name, launched):
 
 @pytest.mark.parametrize("name", marked(SOUND))
 def test_a_process_reads_only_what_it_holds(name, launched):
-    many = launched.many(name)
-    assert many["read"] == many["held"]
+    many, layout = launched.many(name), CASES[name].layout
+    assert many["held"] <= many["read"]
+    if layout.tensor > 1 and layout.sharding != "none":  # row layers are cut both ways, and read by rows or by columns
+        assert many["read"] < 1.3 * many["held"]
+    else:
+        assert many["read"] == many["held"]
 
 
 LAYERS = 4
