@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import MegatronSource, has_config
 from tuneval.checkpoints.megatron_lora import read_megatron_lora
 from tuneval.checkpoints.rank_files import TRACKER, MegatronFiles, is_megatron
-from tuneval.config.schema import MegatronLoraConfig
+from tuneval.config.schema import MegatronLoraConfig, ParallelConfig
 from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import Problems, UserError
 from tuneval.model.adapter import Adapter, is_peft, read_peft
-from tuneval.model.build import build_model, stored_names
+from tuneval.model.build import build_model, empty_model, stored_names
+from tuneval.model.decoder import stored_name
+from tuneval.parallel.mesh import Mesh, make_layout
+from tuneval.parallel.tensor import tensor_parallel
+from tuneval.parallel.weights import fill
 
 
 def open_source(
@@ -87,7 +93,8 @@ class AdapterSource:
         return weight if delta is None else weight + delta.to(weight.dtype)
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        return self.read(name).narrow(dim, start, stop - start)
+        weight, delta = self.base.read_slice(name, dim, start, stop), self.factors.delta(name)
+        return weight if delta is None else weight + delta.narrow(dim, start, stop - start).to(weight.dtype)
 
 
 def open_adapter(
@@ -165,7 +172,7 @@ class Loaded:
     """A model ready to run, and what it is."""
 
     model: Any
-    """transformers model with the attention `tuneval`, in eval mode."""
+    """transformers model with the attention `tuneval`, in eval mode; of several processes each holds its part."""
     tokenizer: Any
     config: Any
     template_name: str | None
@@ -173,6 +180,8 @@ class Loaded:
     template_fingerprint: str | None
     identity: dict[str, Any]
     """path, kind and weights_sha256, for records."""
+    mesh: Mesh
+    """The processes that share the model, and the copies of it that share the work."""
     template_description: dict[str, Any] | None = None
     """What the fingerprint hashes, so that a mismatch can name what differs."""
 
@@ -194,8 +203,9 @@ def load_model(
     lora_load: str | Path | None = None,
     tokenizer_folder: str | Path | None = None,
     stated: MegatronLoraConfig | None = None,
+    tensor_parallel_size: int = 1,
 ) -> Loaded:
-    """Load the model at `path` on this machine's device.
+    """Load the model at `path` on this machine's device. Every process of a job must call it.
 
     Args:
         path: anything `open_source` takes.
@@ -204,23 +214,58 @@ def load_model(
         tokenizer_folder: where the tokenizer lies (and config.json, for a Megatron folder without). Default: with the
             weights.
         stated: what the command line says of a Megatron LoRA.
+        tensor_parallel_size: processes that share the model, each with its part; so many more have copies.
+
+    Raises:
+        UserError: nothing there that can be loaded, or processes among which the model can't be divided.
     """
     source = open_with_tokenizer(path, tokenizer_folder, stated)
     if lora_load is not None:
         source = open_adapter(lora_load, source, stated)
-    read = _HashingReader(source)
-    model = build_model(source.config, read, runtime.DTYPES[dtype], runtime.device()).eval()
+    mesh = _mesh(source, tensor_parallel_size)
+    model, digest = (_whole if mesh.layout.tensor == 1 else _part)(source, mesh, runtime.DTYPES[dtype])
     facts = tuned_record(source)
-    identity = {"path": str(path), "kind": source.kind, "weights_sha256": read.digest()}
     return Loaded(
         model,
         load_tokenizer(tokenizer_folder or source.folder),
         source.config,
         facts.get("prompt_type"),
         facts.get("template_fingerprint"),
-        identity,
+        {"path": str(path), "kind": source.kind, "weights_sha256": mesh.first(digest)},
+        mesh,
         facts.get("template"),
     )
+
+
+def _mesh(source: Source, tensor_parallel_size: int) -> Mesh:
+    """All processes of the job: groups that share a model, and so many copies of it."""
+    problems, parallel = Problems(), ParallelConfig(tensor_model_parallel_size=tensor_parallel_size)
+    layout = make_layout(parallel, source.config, runtime.world_size(), problems)
+    problems.raise_if_any()
+    return Mesh(layout, runtime.device().type)
+
+
+def _whole(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, str | None]:
+    """The model, and on process 0 the hash of its weights."""
+    read = _HashingReader(source) if runtime.is_main() else source.read
+    model = build_model(source.config, read, dtype, runtime.device())
+    return model, read.digest() if runtime.is_main() else None
+
+
+def _part(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, str | None]:
+    """As `_whole`, of a model that several processes hold together."""
+    digest = weights_hash(source) if runtime.is_main() else None
+    model = empty_model(source.config, dtype)
+    tensor_parallel(model, mesh.tp)
+    fill(
+        model,
+        source,
+        stored=partial(stored_name, source.config),
+        fresh=lambda name, shape: None,
+        dtype=dtype,
+        device=runtime.device(),
+    )
+    return model.eval(), digest
 
 
 def tuned_record(source: Source) -> dict[str, Any]:

@@ -120,6 +120,21 @@ class Mesh:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.tolist()
 
+    def gather(self, value: Any) -> list[Any]:
+        """What each data-parallel process has of a value, in their order; every process must call it."""
+        if self.grid is None or self.layout.data == 1:
+            return [value]
+        values = [None] * self.layout.data
+        dist.all_gather_object(values, value, group=self.dp.get_group())
+        return values
+
+    def first(self, value: Any) -> Any:
+        """Process 0's value; every process must call it."""
+        values = [value]
+        if self.grid is not None:
+            dist.broadcast_object_list(values, 0)
+        return values[0]
+
     def wait(self) -> None:
         """Until every process has come here."""
         if self.grid is not None:
