@@ -34,6 +34,10 @@ SUBJECTS = {
     "accountant": ("注册会计师", "Other", 49),
     "civil_servant": ("公务员", "Other", 47),
 }
+CONTAMINATION = {
+    "train_data": "data/alpaca", "files": {"data/alpaca.json": "ab" * 32}, "run": 13, "judged": 270, "touched": 9, "half": 4,
+    "whole": 3, "clean": {"n": 261, "correct": 124, "accuracy": 124 / 261},
+}  # fmt: skip
 CATEGORIES = ("STEM", "Social Science", "Humanities", "Other")
 HARD = ("advanced_mathematics", "high_school_physics")
 MODEL = {"path": "models/qwen2.5-0.5b-instruct", "kind": "hf", "weights_sha256": "c3" * 32}
@@ -130,6 +134,11 @@ def make_evaluation(folder: Path, skill: float, seed: int = 0, predictions: bool
         "task": "ceval", "style": "official", "shots": 5, "split": "val", "model": MODEL, "versions": {},
         "data_sha256": "e1" * 32, "prompt_sha256": "f2" * 32, "template_fingerprint": None, "dtype": "bf16",
         "seconds": 98.5, "questions": len(rows), "near_ties": 61, "config": {"load": MODEL["path"], "task": "ceval", "task_data_path": "data/ceval-exam.zip", "shots": 5, "dtype": "bf16", "output": str(folder), "compare": []},
+        "chance": 0.25, "exact_ties": 22, "aggregation": "macro", "unparsed": 0, "at_chance": False,
+        "decision": {"kind": "letter_logits"}, "answers": {x: sum(p.prediction == x for p in rows) for x in "ABCD"},
+        "noise": {"questions": 16, "largest": 0.09375, "median": 0.0312, "changed": 2}, "within_noise": 37,
+        "self_test": {"trivial": 4, "trivial_right": 4, "largest_batch_difference": 0.0625},
+        "duplicates": {"repeated": 1, "contradictory": 0, "worked_examples": 2},
         **figures,
     }  # fmt: skip
     write_record(folder / "results.json", EvalResult(**{**values, **changes}))
@@ -143,7 +152,7 @@ def make_all(root: Path) -> tuple[Path, Path, Path]:
     baseline = make_evaluation(root / "base-evaluation", 0.45)
     lora = make_run(root / "run-lora", baseline=baseline)
     full = make_run(root / "run-full", method="full", steps=30, baseline=baseline, seed=3)
-    make_evaluation(lora / "evaluation" / "ceval-official", 0.49, seed=1)
+    make_evaluation(lora / "evaluation" / "ceval-official", 0.49, seed=1, contamination=CONTAMINATION)
     make_evaluation(full / "evaluation" / "ceval-official", 0.55, seed=2)
     return lora, full, baseline
 

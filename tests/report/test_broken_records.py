@@ -57,6 +57,9 @@ def test_a_question_that_stands_twice(pair_of_results, tmp_path):
         (("categories", "STEM", "accuracy"), 40, r"categories\.STEM\.accuracy must be a share"),
         (("subjects", "law", "high"), True, r"subjects\.law\.high must be a share"),
         (("seconds",), math.inf, "seconds must be a number, found Infinity"),
+        (("noise",), {"questions": 4}, r"noise\.changed must be a whole number, found null"),
+        (("self_test",), {"trivial": "four"}, r"self_test\.trivial must be a whole number, found \"four\""),
+        (("contamination",), {"clean": 1}, r"contamination\.clean must be an object, found 1"),
     ],
 )
 def test_results_with_wrong_figures(pair_of_results, tmp_path, place, value, said):

@@ -14,6 +14,7 @@ import pytest
 from browser import CHROMIUM, look
 from pages import Page
 from report_runs import (
+    CONTAMINATION,
     HARD,
     make_all,
     make_evaluation,
@@ -24,9 +25,12 @@ from report_runs import (
 )
 
 from tuneval.errors import UserError
+from tuneval.evaluation import stats
+from tuneval.evaluation.bootstrap import paired_bootstrap
 from tuneval.evaluation.stats import paired
 from tuneval.files import read_jsonl, write_jsonl
-from tuneval.report.findings import curve, holm, pair, smoothing
+from tuneval.report.checks import read_predictions
+from tuneval.report.findings import curve, holm, pair, pair_subjects, smoothing
 from tuneval.report.gather import gather
 from tuneval.report.parts.summary import label_of, summary_section
 from tuneval.report.records import Comparison, SampleAnswer, Step, to_dict, write_record, write_records
@@ -300,6 +304,68 @@ def test_what_limits_the_comparison_is_said(tmp_path, change, words):
     lora, _, baseline = make_all(tmp_path)
     rewrite(baseline / "results.json", **change)
     assert words in said(lora)
+
+
+def test_what_a_score_says_about_itself_is_shown(root):
+    """Self-test, ties, fp32, contamination of results.json; bootstrap and detectable difference of the pair."""
+    text = report(root, root / "run-lora").text
+    for words in (
+        "Mean that the style's recipe reports by subject by subject",
+        "4 of 4 right",
+        "scores differ by 0.062 at most",
+        "Best two answers exactly equal 22 of 281",
+        "of 16 questions 2 get another answer; margins change by 0.094 at most, 0.031 in the median",
+        "Questions with no larger margin than that 37 of 281",
+        "of 270 that can be judged, 9 share 13 words in a row with it, 3 stand in it whole; of the 261 others 47.5% are right",
+        "repeating another: 1 (with another answer: 0); among the worked examples: 2",
+    ):
+        assert words in text, words
+    a, b = (
+        read_predictions(folder / "predictions.jsonl")
+        for folder in (root / "base-evaluation", root / "run-lora/evaluation/ceval-official")
+    )
+    right: list[dict[str, list[bool]]] = [{}, {}]
+    for found, rows in zip(right, (a, b)):
+        for row in rows:
+            found.setdefault(row.subject, []).append(row.correct)
+    drawn = paired_bootstrap(*right)
+    low, high = (f"{100 * end:+.1f}" for end in drawn.macro)
+    assert f"{100 * drawn.macro_difference:+.1f} [{low}, {high}]" in text
+    test = paired([r.correct for r in a], [r.correct for r in b])
+    assert f"significant {100 * test.detectable:.1f} {100 * drawn.macro_difference:+.1f}" in text
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"at_chance": True}, "the score of the tuned model can't be told from guessing"),
+        ({"answers": {"A": 260, "B": 21}}, "260 of the 281 answers of the tuned model are A"),
+        ({"self_test": {"trivial": 4, "trivial_right": 1, "largest_batch_difference": None}}, "of 4 self-test questions"),
+        ({"unparsed": 40}, "40 replies (14.2%) of the tuned model hold no readable answer"),
+        ({"contamination": CONTAMINATION}, "9 of 270 questions overlap with the training data (3 stand in it whole)"),
+    ],
+)  # fmt: skip
+def test_what_limits_a_score_is_said_with_it(tmp_path, change, words):
+    run = make_run(tmp_path / "run", steps=3)
+    make_evaluation(run / "evaluation" / "ceval-official", 0.5)
+    assert words not in said(run)
+    rewrite(run / "evaluation" / "ceval-official" / "results.json", **change)
+    assert words in said(run)
+
+
+def test_subjects_are_marked_after_the_correction_for_their_number(tmp_path):
+    baseline = make_evaluation(tmp_path / "base", 0.4)
+    run = make_run(tmp_path / "run", steps=3, baseline=baseline)
+    make_evaluation(run / "evaluation" / "ceval-official", 0.6, seed=1)
+    gathered = gather((run,), None, lambda record: "x")
+    before, after = gathered.baseline[gathered.exams[0]], gathered.runs[0].evaluations[gathered.exams[0]]
+    p_values = {name: test.p_value for name, test in pair_subjects(before, after).items()}
+    expected = {name for name, p in stats.holm(p_values).items() if p <= 0.05}
+    assert 0 < len(expected) < sum(p <= 0.05 for p in p_values.values())
+    text = report(tmp_path, run).text
+    table = text[text.index("Accuracy by subject") : text.index("significant after Holm's correction for 10 subjects")]
+    marked = re.findall(r"([a-z ]+) \d+ [\d.]+% [\d.]+% \([+−]?[\d.]+\*\)", table)
+    assert {name.strip().replace(" ", "_") for name in marked} == expected
 
 
 def test_a_part_of_the_exam_is_called_so(tmp_path):

@@ -12,7 +12,7 @@ from tuneval.report import words
 from tuneval.report.words import WORDS, Words
 
 SOURCES = Path(words.__file__).parent
-DYNAMIC = ("cat_", "machine_", "fig_", "why_", "skip_", "packed_")
+DYNAMIC = ("cat_", "machine_", "fig_", "why_", "skip_", "packed_", "mean_m", "what_", "state_", "w_", "s_best_")
 """Keys put together from a record's values."""
 
 
@@ -28,9 +28,10 @@ def test_both_languages_fill_in_the_same(key):
 
 
 def test_every_key_is_used():
-    text = "".join(p.read_text(encoding="utf-8") for p in SOURCES.rglob("*.py") if p.name != "words.py")
+    text = "".join(p.read_text(encoding="utf-8") for p in SOURCES.rglob("*.py") if not p.name.startswith("words"))
     text += 'self("separator") self("missing")'
-    unused = [k for k in WORDS if not k.startswith(DYNAMIC) and f'"{k}"' not in text and f"'{k}'" not in text]
+    text = text.replace("'", '"')
+    unused = [k for k in WORDS if not k.startswith(DYNAMIC) and f'"{k}"' not in text]
     assert set(unused) <= {"full", "lora"}, "named by a record's method"
 
 

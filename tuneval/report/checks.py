@@ -18,6 +18,13 @@ from tuneval.report.records import EvalResult, Prediction, RunRecord, fits, read
 DATA = {"samples": int, "tokens": int, "trained_tokens": int, "lengths": dict[str, float], "skipped": dict[str, int]}
 """Keys of a run's `data` that figures are made of."""
 
+FACTS: dict[str, dict[str, Any]] = {
+    "self_test": {"trivial": int, "trivial_right": int, "largest_batch_difference": float | None},
+    "noise": {"questions": int, "changed": int, "largest": float, "median": float},
+    "contamination": {"judged": int, "touched": int, "whole": int, "run": int, "clean": dict[str, Any]},
+}
+"""What a result records about itself: an object is empty, or holds all of these."""
+
 
 def read_run(folder: Path) -> RunRecord:
     """RUN/config.json, its settings and data statistics held against their types.
@@ -39,7 +46,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_result(path: Path) -> EvalResult:
-    """results.json with every accuracy a share and every subject in a category.
+    """results.json with every accuracy a share, every subject in a category, and whole facts about itself.
 
     Raises:
         UserError: every figure that is missing or no number, by file and key.
@@ -58,6 +65,13 @@ def read_result(path: Path) -> EvalResult:
         problems.check(
             isinstance(found, str), f"{path}: subjects.{name}.category must be a text, found {_short(found)}"
         )
+    for name, hints in FACTS.items():
+        facts = getattr(result, name)
+        for key, hint in hints.items() if facts else ():
+            problems.check(
+                key in facts and fits(facts[key], hint),
+                f"{path}: {name}.{key} must be {spell(hint)}, found {_short(facts.get(key))}",
+            )
     problems.check(math.isfinite(result.seconds), f"{path}: seconds must be a number, found {_short(result.seconds)}")
     problems.raise_if_any()
     return result

@@ -1,4 +1,4 @@
-"""Figures of a report that are computed, not read: ends of curves, paired tests, Holm's correction."""
+"""Figures of a report that are computed, not read: ends of curves, paired tests, bootstrap, Holm's correction."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from statistics import mean, median
 
+from tuneval.evaluation.bootstrap import Bootstrap, paired_bootstrap
 from tuneval.evaluation.exam import categories
 from tuneval.evaluation.stats import Paired, compare
 from tuneval.report.checks import groups_of
@@ -13,6 +14,8 @@ from tuneval.report.gather import Evaluation
 from tuneval.report.records import Prediction, Step
 
 SIGNIFICANCE = 0.05
+Right = dict[str, list[bool]]
+"""Subject -> whether each of its questions is right."""
 CATEGORY_ORDER = ("STEM", "Social Science", "Humanities", "Other", "Hard")
 
 
@@ -92,6 +95,36 @@ def pair(a: Evaluation, b: Evaluation) -> Pair:
     Returns:
         The test, unless the question files differ, the predictions are not there, or the answers are secret.
     """
+    right = _matched(a, b)
+    if isinstance(right, Pair):
+        return right
+    groups = categories(groups_of({name: facts for name, facts in b.result.subjects.items() if name in right[0]}))
+    test, within = compare(*right, groups)
+    first, second = _by_question(a.predictions or ()), _by_question(b.predictions or ())
+    return Pair(
+        test=test,
+        categories={name: Paired(**figures) for name, figures in within.items()},
+        other_prompts=any(first[k].prompt_sha256 != second[k].prompt_sha256 for k in first),
+    )
+
+
+def pair_subjects(a: Evaluation, b: Evaluation) -> dict[str, Paired]:
+    """The same test within each subject; {} where there is none."""
+    right = _matched(a, b)
+    if isinstance(right, Pair):
+        return {}
+    _, within = compare(*right, {subject: [subject] for subject in right[0]})
+    return {name: Paired(**figures) for name, figures in within.items()}
+
+
+def mean_of_subjects(a: Evaluation, b: Evaluation) -> Bootstrap | None:
+    """The difference where every subject weighs the same, with its bootstrap interval; None where there is no test."""
+    right = _matched(a, b)
+    return None if isinstance(right, Pair) else paired_bootstrap(*right)
+
+
+def _matched(a: Evaluation, b: Evaluation) -> tuple[Right, Right] | Pair:
+    """Subject -> whether each shared question is right, for both in one order; or why there is no test."""
     for one in (a, b):
         if not one.predictions:
             reason = "why_no_predictions" if one.predictions is None else "why_empty_predictions"
@@ -103,17 +136,7 @@ def pair(a: Evaluation, b: Evaluation) -> Pair:
         return Pair(reason="why_no_answers", reason_values={})
     if first.keys() != second.keys():
         return Pair(reason="why_other_questions", reason_values={"n": len(first.keys() & second.keys())})
-    right_a, right_b = _by_subject(first, first), _by_subject(second, first)
-    test, within = compare(
-        right_a,
-        right_b,
-        categories(groups_of({name: facts for name, facts in b.result.subjects.items() if name in right_a})),
-    )
-    return Pair(
-        test=test,
-        categories={name: Paired(**figures) for name, figures in within.items()},
-        other_prompts=any(first[k].prompt_sha256 != second[k].prompt_sha256 for k in first),
-    )
+    return _by_subject(first, first), _by_subject(second, first)
 
 
 def holm(p_values: dict[str, float], level: float = SIGNIFICANCE) -> set[str]:
@@ -139,8 +162,8 @@ def _by_question(predictions: tuple[Prediction, ...]) -> dict[tuple[str, str], P
     return {(p.subject, str(p.id)): p for p in predictions if p.correct is not None}
 
 
-def _by_subject(predictions: dict[tuple[str, str], Prediction], order) -> dict[str, list[bool]]:
-    right: dict[str, list[bool]] = {}
+def _by_subject(predictions: dict[tuple[str, str], Prediction], order) -> Right:
+    right: Right = {}
     for key in order:
         right.setdefault(key[0], []).append(bool(predictions[key].correct))
     return right

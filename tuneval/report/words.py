@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from tuneval.report import words_sweep
+from tuneval.report import words_sweep, words_trust
 
 LANGUAGES = ("zh", "en")
 
@@ -185,7 +185,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "cat_Social Science": ("社会科学", "Social Science"),
     "cat_Humanities": ("人文", "Humanities"),
     "cat_Other": ("其他", "Other"),
-    "cat_Hard": ("Hard（难题）", "Hard"),
+    "cat_Hard": ("Hard 难题", "Hard"),
     "tab_key": ("训练关键数据", "Key figures of the training"),
     "tab_scores": ("各类别正确率（方括号：95% 置信区间）", "Accuracy by category [95% interval]"),
     "tab_pairs": ("配对检验", "Paired tests"),
@@ -314,6 +314,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "Repetition: share of runs of four words that came before in the same answer (a Chinese character counts as a word). Ended by itself: not cut at the longest length allowed.",
     ),
     "figures_in_html": ("图见同名 HTML 文件。", "The figures are in the HTML file of the same name."),
+    **words_trust.WORDS,
     **words_sweep.WORDS,
 }  # fmt: skip
 """The report's words; a test holds that both languages fill in the same names."""

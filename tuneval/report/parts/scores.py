@@ -7,15 +7,16 @@ from itertools import combinations
 from tuneval.report import plots
 from tuneval.report import words as spell
 from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
-from tuneval.report.findings import SIGNIFICANCE, holm, in_order, pair
+from tuneval.report.findings import SIGNIFICANCE, holm, in_order, mean_of_subjects, pair, pair_subjects
 from tuneval.report.gather import Evaluation, ExamKey, Gathered
 from tuneval.report.legend import legend_key
 from tuneval.report.parts.summary import EXAM_NAMES, category_name, exam_name
+from tuneval.report.parts.trust import trust_table
 from tuneval.report.words import DASH, Words
 
 
 def scores_section(gathered: Gathered, t: Words) -> Section:
-    """For every exam: a dot chart, the categories, the paired tests, the subjects."""
+    """For every exam: a dot chart, the categories, the paired tests, what limits the trust, the subjects."""
     blocks: list[object] = []
     for number, key in enumerate(gathered.exams):
         blocks += _exam_blocks(key, number, gathered, t)
@@ -46,6 +47,9 @@ def _exam_blocks(key: ExamKey, number: int, gathered: Gathered, t: Words):
         yield from _pair_table(columns, t)
     else:
         yield Text(text=t("note_runs_one"), style="note")
+    trust = trust_table(name, [(label, e.result) for _, label, e in columns], t)
+    if trust is not None:
+        yield trust
     yield _subject_table(name, columns, t)
 
 
@@ -187,29 +191,45 @@ def _score_cell(score: dict | None, earlier: dict | None = None, star: str = "",
 
 
 def _pair_table(columns: list[Column], t: Words):
-    rows, reasons = [], []
+    rows, reasons, drawn = [], [], None
     for (_, a, first), (_, b, second) in combinations(columns, 2):
-        tested = pair(first, second)
+        tested, bootstrap = pair(first, second), mean_of_subjects(first, second)
         name = t("pair_arrow", a=a, b=b)
-        if tested.test is None:
+        if tested.test is None or bootstrap is None:
             reasons.append(
                 f"{name}{t('colon')}" + t("no_pairs", why=t(tested.reason or "", **(tested.reason_values or {})))
             )
             continue
-        test = tested.test
+        test, drawn = tested.test, bootstrap
         mark = t("significant" if test.p_value <= SIGNIFICANCE else "not_significant")
-        difference = f"{spell.points(test.difference)}\n[{spell.points(test.low)},\u00a0{spell.points(test.high)}]"
         p = spell.p_value(test.p_value).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0")
-        rows.append((name, str(test.n), difference, f"{test.a_only}\u00a0/\u00a0{test.b_only}", f"{p}\n{mark}"))
-    head = ("pair", "questions", "difference_interval", "one_right", "p_value")
-    if rows:
-        yield Table(title=t("tab_pairs"), head=tuple(t(h) for h in head), rows=tuple(rows))
+        rows.append(
+            (
+                name,
+                str(test.n),
+                _difference(test.difference, test.low, test.high),
+                f"{test.a_only}\u00a0/\u00a0{test.b_only}",
+                f"{p}\n{mark}",
+                f"{100 * test.detectable:.1f}",
+                _difference(bootstrap.macro_difference, *bootstrap.macro),
+            )
+        )
+    head = ("pair", "questions", "difference_interval", "one_right", "p_value", "detectable", "mean_of_subjects")
+    if drawn is not None:
+        note = t("pairs_note", resamples=f"{drawn.resamples:,}", seed=drawn.seed)
+        yield Table(title=t("tab_pairs"), head=tuple(t(h) for h in head), rows=tuple(rows), note=note)
     yield from (Text(text=reason, style="warning") for reason in reasons)
+
+
+def _difference(value: float, low: float, high: float) -> str:
+    return f"{spell.points(value)}\n[{spell.points(low)},\u00a0{spell.points(high)}]"
 
 
 def _subject_table(name: str, columns: list[Column], t: Words) -> Table:
     """Subjects in groups of their category; after tuning with the change in brackets."""
     results = [e.result for _, _, e in columns]
+    compared = columns[0][0] == 0 and len(columns) > 1
+    tests = [_subject_tests(columns[0][2], e) if compared and i else set() for i, (_, _, e) in enumerate(columns)]
     known = {s: values for r in reversed(results) for s, values in r.subjects.items()}
     categories = in_order({v.get("category") or "Other" for v in known.values()})
     rows, groups = [], []
@@ -220,8 +240,14 @@ def _subject_table(name: str, columns: list[Column], t: Words) -> Table:
             label = known[subject].get("name_zh") if t.lang == "zh" else None
             scores = [r.subjects.get(subject) for r in results]
             earlier = [scores[0] if columns[0][0] == 0 and i else None for i in range(len(scores))]
-            cells = [_score_cell(score, before, interval=False) for score, before in zip(scores, earlier)]
+            stars = ["*" if subject in significant else "" for significant in tests]
+            cells = [_score_cell(*entry, interval=False) for entry in zip(scores, earlier, stars)]
             rows.append((label or subject.replace("_", " "), str(known[subject].get("n", "")), *cells))
     head = (t("subject"), t("questions"), *(label for _, label, _ in columns))
     title = f"{name}{t('colon')}{t('tab_subjects')}"
-    return Table(title=title, head=head, rows=tuple(rows), groups=tuple(groups))
+    note = t("subjects_mark", k=len(rows)) if compared else ""
+    return Table(title=title, head=head, rows=tuple(rows), groups=tuple(groups), note=note)
+
+
+def _subject_tests(before: Evaluation, after: Evaluation) -> set[str]:
+    return holm({name: test.p_value for name, test in pair_subjects(before, after).items()})

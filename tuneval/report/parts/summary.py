@@ -11,6 +11,7 @@ from tuneval.report.document import Bullets, Section, Text, Tile, Tiles
 from tuneval.report.findings import SIGNIFICANCE, Pair, curve, holm, in_order, pair
 from tuneval.report.gather import Evaluation, ExamKey, Gathered, Run, identity_hash
 from tuneval.report.legend import legend_key
+from tuneval.report.parts.trust import contamination_warning, trust_warnings
 from tuneval.report.records import RunRecord
 from tuneval.report.words import Words
 
@@ -199,6 +200,7 @@ def _say_score(run: Run, key: ExamKey, gathered: Gathered, t: Words):
         kind = "say_score_only_after" if after else "say_score_only_before"
         chance = {"chance": spell.percent(after.result.chance)} if after else {}
         yield t(kind, exam=exam, **size, **accuracies, **chance)
+        yield from _what_limits(before, after, t)
         return
     yield t("say_score", exam=exam, **size, chance=spell.percent(after.result.chance), **accuracies)
     tested = pair(before, after)
@@ -207,6 +209,15 @@ def _say_score(run: Run, key: ExamKey, gathered: Gathered, t: Words):
     hashes = identity_hash(before.result.model), identity_hash(run.record.model)
     if all(hashes) and hashes[0] != hashes[1]:
         yield t("warn_other_model")
+    yield from _what_limits(before, after, t)
+
+
+def _what_limits(before: Evaluation | None, after: Evaluation | None, t: Words):
+    """What each score's own record says against it."""
+    for name, e in _given(before, after):
+        yield from trust_warnings(t(f"model_{name}"), e.result, t)
+    if after is not None:
+        yield from contamination_warning(after.result, t)
 
 
 def _given(before: Evaluation | None, after: Evaluation | None) -> list[tuple[str, Evaluation]]:

@@ -7,6 +7,7 @@ from tuneval.report import words as spell
 from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
 from tuneval.report.findings import in_order
 from tuneval.report.parts.summary import category_name
+from tuneval.report.parts.trust import contamination_warning, trust_table, trust_warnings
 from tuneval.report.sweep import spelling
 from tuneval.report.sweep.findings import Against
 from tuneval.report.sweep.gather import SweepResult
@@ -27,6 +28,7 @@ def scores_section(sweep: SweepResult, analysis: Analysis, t: Words) -> Section 
         Figures(figures=tuple(figures)),
         _test_table(sweep, found, t),
         _category_table(sweep, found, names, t),
+        *_trust(sweep, t),
         Text(text=t("m_score"), style="note"),
     )
     return Section(id="scores", title=t("sweep_scores"), blocks=blocks)
@@ -111,6 +113,20 @@ def _test_table(sweep: SweepResult, found: tuple[Against, ...], t: Words) -> Tab
         )
     head = tuple(t(h) for h in ("setting", "runs", "score", "difference_interval", "p_value", "holm_mark"))
     return Table(title=t("tab_against", exam=spelling.exam(sweep, t)), head=head, rows=tuple(rows))
+
+
+def _trust(sweep: SweepResult, t: Words) -> list[object]:
+    """What the scores of the model before tuning and of the best setting say about themselves."""
+    done = [(p, e) for s in sweep.ranked[:1] for p in s.done if (e := p.evaluation(sweep.exam)) is not None]
+    columns = []
+    for point, evaluation in done[:1]:
+        before = point.baseline.get(sweep.exam) if sweep.exam is not None else None
+        columns += [(t("baseline"), before.result)] if before is not None else []
+        columns.append((f"#{sweep.ranked[0].number} {sweep.ranked[0].short}", evaluation.result))
+    table = trust_table(spelling.exam(sweep, t), columns, t)
+    warned = [text for name, result in columns for text in trust_warnings(name, result, t)]
+    warned += contamination_warning(columns[-1][1], t) if columns else []
+    return [*([] if table is None else [table]), *(Text(text=text, style="warning") for text in warned)]
 
 
 def _mean_score(sweep: SweepResult, one: Against) -> float:
