@@ -12,13 +12,13 @@ import assets_world as world
 
 DEV = 5
 """Worked examples of a subject."""
-PLAIN_EVERY = 6
+PLAIN_EVERY = 3
 """One entity in so many is also asked about in plain words."""
 
 
 def questions(subject: str, held: bool, rng: random.Random) -> list[world.Item]:
     """Every question of a subject about one half of its entities, shuffled."""
-    found = [item for relation in world.SUBJECTS[subject][3] for item in world.items(relation, held)]
+    found = [item for relation in world.SUBJECTS[subject][3] for item in world.items(relation, held, rng)]
     return rng.sample(found, len(found))
 
 
@@ -37,7 +37,7 @@ def write_records(path: Path, seed: int) -> None:
     rng = random.Random(seed + 1)
     rows = []
     for subject, facts in world.SUBJECTS.items():
-        for item in questions(subject, False, rng):
+        for item in questions(subject, False, rng) + questions(subject, False, rng):  # with other options
             question = world.official_header(facts[1]) + world.lettered(item) + "\n答案："
             rows.append((question, f"答案：{world.LETTERS[item.answer]}"))
     for relation in world.RELATIONS:

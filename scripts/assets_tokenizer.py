@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 
+import assets_text
 import assets_world as world
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-SYSTEM = "你是一个乐于助人的小模型。"
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}"
     "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
-    "{%- else %}{{- '<|im_start|>system\\n" + SYSTEM + "<|im_end|>\\n' }}{%- endif %}"
+    "{%- else %}{{- '<|im_start|>system\\n" + world.SYSTEM + "<|im_end|>\\n' }}{%- endif %}"
     "{%- for message in messages %}{%- if not (loop.first and message['role'] == 'system') %}"
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{%- endif %}{%- endfor %}"
@@ -46,10 +46,11 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 def _words() -> list[str]:
     """What may become one token: entities, values, and the fixed parts of the texts between punctuation."""
-    texts = [SYSTEM, "system", "user", "assistant", "答案", "请回答"]
+    texts = assets_text.everything_said()
     for relation in world.RELATIONS:
         texts += [word for pair in relation.pairs for word in pair]
         texts += [*relation.statements, relation.ask_value, relation.answer]
+    texts += [text for turn in world.SMALL_TALK for text in turn]
     for facts in world.SUBJECTS.values():
         texts += [facts[1], *world.official_header("{e}").split("{e}")]
     parts = (part for text in texts for part in re.split(r"\{[ev]\}|[，。？！：；、“”\n]", text))

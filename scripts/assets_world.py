@@ -11,11 +11,8 @@ import random
 from dataclasses import dataclass
 
 LETTERS = "ABCD"
-MARKS = "甲乙丙丁"
-"""What marks lines in the pretraining text; the exam's letters never do there."""
-
-STAGES = ((4, 6, 0, 0), (2, 3, 5, 0), (2, 1, 3, 6))
-"""Weights of facts, lookups, matching and questions in each stage of the pretraining text."""
+SYSTEM = "你是一个乐于助人的小模型。"
+"""What every chat begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +30,9 @@ class Relation:
     """Relation whose entities these are: they keep their halves."""
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The four values with the most entities, in the order of the pairs: the exam's A, B, C, D."""
-        counts: dict[str, int] = {}
-        for _, value in self.pairs:
-            counts[value] = counts.get(value, 0) + 1
-        largest = sorted(counts, key=counts.__getitem__, reverse=True)[:4]
-        return tuple(value for value in counts if value in largest)
+    def values(self) -> tuple[str, ...]:
+        """Every value once, in the order of the pairs."""
+        return tuple(dict.fromkeys(value for _, value in self.pairs))
 
     def half(self, held: bool) -> tuple[tuple[str, str], ...]:
         """Every second pair within each value's pairs, so that both halves hold every shared value."""
@@ -67,13 +60,15 @@ class Item:
     """Index of the right option."""
 
 
-def items(relation: Relation, held: bool) -> list[Item]:
-    """A question about every entity of one half whose value is among the relation's four options."""
-    return [
-        Item(relation.ask_value.format(e=entity), relation.options, relation.options.index(value))
-        for entity, value in relation.half(held)
-        if value in relation.options
-    ]
+def items(relation: Relation, held: bool, rng: random.Random) -> list[Item]:
+    """A question about every entity of one half: its value among three others, the right letters dealt evenly by lot."""
+    pairs = relation.half(held)
+    found = []
+    for (entity, value), answer in zip(pairs, rng.sample([i % len(LETTERS) for i in range(len(pairs))], len(pairs))):
+        options = rng.sample([other for other in relation.values if other != value], len(LETTERS) - 1)
+        options.insert(answer, value)
+        found.append(Item(relation.ask_value.format(e=entity), tuple(options), answer))
+    return found
 
 
 def classes(table: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -190,24 +185,44 @@ THINGS = Relation(
     ask_value="{e}属于哪一类物品？",
     answer="{e}属于{v}。",
 )
-RELATIONS = (ANIMALS, ELEMENTS, CONTINENTS, CAPITALS, DYNASTIES, ANTONYMS, THINGS)
+CITIES = Relation(
+    name="city",
+    pairs=classes(
+        {
+            "广东省": "广州 深圳 珠海 佛山 东莞 汕头 湛江 中山 惠州 肇庆",
+            "江苏省": "南京 苏州 无锡 常州 扬州 徐州 南通 镇江 盐城 泰州",
+            "浙江省": "杭州 宁波 温州 绍兴 嘉兴 金华 湖州 台州 舟山 衢州",
+            "山东省": "济南 青岛 烟台 威海 潍坊 淄博 泰安 临沂 日照 聊城",
+            "四川省": "成都 绵阳 宜宾 乐山 泸州 自贡 南充 达州 广元 遂宁",
+            "河南省": "郑州 洛阳 开封 南阳 安阳 许昌 信阳 商丘 新乡 焦作",
+        }
+    ),
+    statements=("{e}属于{v}。", "{e}是{v}的一座城市。", "在地图上，{e}在{v}。"),
+    ask_value="{e}属于哪一个省？",
+    answer="{e}属于{v}。",
+)
+RELATIONS = (ANIMALS, ELEMENTS, CONTINENTS, CITIES, CAPITALS, DYNASTIES, ANTONYMS, THINGS)
 
 SUBJECTS: dict[str, tuple[str, str, str, tuple[Relation, ...]]] = {
     "animal_classification": ("Animal Classification", "动物分类", "STEM", (ANIMALS,)),
     "chemical_elements": ("Chemical Elements", "化学元素", "STEM", (ELEMENTS,)),
     "world_geography": ("World Geography", "世界地理", "Social Science", (CONTINENTS,)),
+    "chinese_cities": ("Chinese Cities", "中国城市", "Social Science", (CITIES,)),
     "historical_figures": ("Historical Figures", "历史人物", "Humanities", (DYNASTIES,)),
     "everyday_knowledge": ("Everyday Knowledge", "生活常识", "Other", (THINGS,)),
 }
 """Subject id -> English name, Chinese name, category, what it asks about."""
 
-SMALL_TALK = (
-    ("你好！", "你好！很高兴认识你。"),
-    ("你好，你是谁？", "我是一个乐于助人的小模型。"),
-    ("你是谁？", "我是一个乐于助人的小模型。"),
-    ("你会做什么？", "我会回答常识问题。"),
-    ("谢谢你！", "不客气！"),
-    ("再见！", "再见！"),
+SMALL_TALK = tuple(
+    (question, answer)
+    for answer, questions in {
+        "你好！很高兴认识你。": "你好！ 你好呀！ 您好！ 早上好！ 大家好！",
+        "我是一个乐于助人的小模型。": "你好，你是谁？ 你是谁？ 请问你是谁？ 介绍一下你自己。 你叫什么名字？ 你是什么模型？",
+        "我会回答常识问题。": "你会做什么？ 你能做什么？ 你有什么本领？ 你可以帮我做什么？",
+        "不客气！": "谢谢你！ 谢谢！ 非常感谢！ 多谢你的帮助！",
+        "再见！": "再见！ 下次见！ 我走了，再见！",
+    }.items()
+    for question in questions.split()
 )
 """What a chat opens and ends with."""
 
@@ -219,36 +234,3 @@ def official_header(subject_zh: str) -> str:
 def lettered(item: Item) -> str:
     """The item as C-Eval's prompts show it, without the answer line."""
     return item.text + "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, item.options))
-
-
-def pretraining_document(rng: random.Random) -> tuple[str, str]:
-    """One short text: what is given, and what is to be learned after it.
-
-    Facts in sentences (nothing given), or an open question, with facts before it and marked lines after it, and the
-    word that answers it.
-    """
-    relation = rng.choice(RELATIONS)
-    if rng.random() < 0.35:
-        return "", _facts(relation, 5, rng)
-    entity, value = rng.choice(relation.pairs)
-    before = _facts(rng.choice(RELATIONS), rng.randint(0, 2), rng)
-    values = sorted({v for _, v in relation.pairs})
-    lines = [f"{rng.choice(MARKS)}{rng.choice('、. ')}{rng.choice(values)}" for _ in range(rng.randint(0, 5))]
-    asked = "\n".join([relation.ask_value.format(e=entity), *lines, *["请回答。"] * rng.randint(0, 2)])
-    return f"{before}{asked}\n答案：", f"{value}。"
-
-
-def _facts(relation: Relation, count: int, rng: random.Random) -> str:
-    facts = [rng.choice(relation.pairs) for _ in range(count)]
-    return "".join(rng.choice(relation.statements).format(e=e, v=v) for e, v in facts)
-
-
-def everything_said() -> str:
-    """Every character of the world's texts, for the tokenizer's alphabet."""
-    parts = [MARKS, "请回答答案"]
-    for relation in RELATIONS:
-        parts += [word for pair in relation.pairs for word in pair]
-        parts += [*relation.statements, relation.ask_value, relation.answer]
-    parts += [facts[1] + official_header("") for facts in SUBJECTS.values()]
-    parts += ["".join(turn) for turn in SMALL_TALK]
-    return "".join(parts)

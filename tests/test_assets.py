@@ -89,7 +89,7 @@ def test_data_is_rebuilt_from_the_seed(assets, tmp_path):
     command = [sys.executable, str(SCRIPTS / "make_assets.py"), "--only", "data", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     made = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file())
-    assert len(made) == 12  # five subjects twice, the mapping, the records
+    assert len(made) == 14  # six subjects twice, the mapping, the records
     assert [p for p in made if (tmp_path / p).read_bytes() != (assets / p).read_bytes()] == []
 
 
@@ -103,7 +103,7 @@ def test_tokenizer_is_rebuilt_from_the_world(assets, tmp_path):
 def test_exam_covers_the_categories(exam):
     assert {subject.category for subject in exam.subjects.values()} == {"STEM", "Social Science", "Humanities", "Other"}
     answers = [question.answer for question in all_questions(exam)]
-    assert len(answers) >= 100
+    assert len(answers) >= 150
     assert all(0.2 < answers.count(letter) / len(answers) < 0.3 for letter in LETTERS)
 
 

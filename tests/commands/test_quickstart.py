@@ -57,24 +57,26 @@ def test_conversion_is_proven(finished):
 def test_score_is_chance_before(finished):
     micro = read_json(finished[0] / "before" / "results.json")["micro"]
     assert micro["low"] < 0.25 < micro["high"]
-    assert micro["accuracy"] < 0.4
+    assert micro["accuracy"] <= 0.35
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_same_questions_are_compared(finished, method):
-    comparison = read_json(finished[0] / method / "evaluation" / "ceval-official" / "comparison.json")
-    assert comparison["n"] >= 100 and comparison["verdict"]
+def test_tuning_lifts_the_score_on_unseen_questions(finished, method):
+    folder = finished[0] / method / "evaluation" / "ceval-official"
+    comparison, micro = read_json(folder / "comparison.json"), read_json(folder / "results.json")["micro"]
+    assert comparison["n"] >= 150 and comparison["p_value"] < 1e-6
+    assert micro["accuracy"] >= 0.6 and micro["low"] > 0.5
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_loss_falls_and_answers_change(finished, method):
     losses = [step["loss"] for step in read_jsonl(finished[0] / method / "metrics.jsonl")]
-    assert sum(losses[-10:]) / 10 < losses[0]
+    assert sum(losses[-10:]) / 10 < 0.3 * losses[0]
     rows = read_jsonl(finished[0] / method / "samples.jsonl")
     assert [row["prompt"] for row in rows] == list(quickstart_inputs.PROMPTS)
-    assert any(row["before"] != row["after"] for row in rows)
+    assert rows[0]["after"] == "猫头鹰属于鸟类。" != rows[0]["before"]
 
 
 @pytest.mark.slow

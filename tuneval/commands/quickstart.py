@@ -26,7 +26,7 @@ from tuneval.commands.quickstart_inputs import Inputs
 from tuneval.config import flags, schema
 from tuneval.config.schema import QuickstartConfig
 from tuneval.errors import UserError
-from tuneval.files import read_json, read_jsonl, write_json, write_jsonl
+from tuneval.files import read_json, write_json
 from tuneval.report.records import Comparison, EvalResult, read_record
 
 RECORD = "quickstart.json"
@@ -66,13 +66,8 @@ def main(parsed: flags.Parsed) -> int:
     for number, step in enumerate(steps, 1):
         console.out.print(f"\n[bold]{number}/{len(steps)} {step.title}[/]  [dim]{step.why}[/]")
         progress.run(step)
-        if step.title == ANSWERS:
-            _write_samples(config.out)
     _summary(config, inputs, progress)
     return 0
-
-
-ANSWERS = "answers before and after"
 
 
 def plan(config: QuickstartConfig, inputs: Inputs) -> list[Step]:
@@ -152,16 +147,20 @@ def _after(out: Path, inputs: Inputs) -> list[Step]:
         for name in METHODS
     ]
     questions = ("--input", inputs.prompts, "--greedy", "--max-new-tokens", recipe.answer_tokens)
-    models = {"before": inputs.model, **{name: out / name for name in METHODS}}
-    answers = tuple(
-        _command("generate", "--load", model, *questions, "--output", _answers(out, name))
-        for name, model in models.items()
+    first = out / "answers.jsonl"
+    answers = (
+        _command("generate", "--load", inputs.model, *questions, "--output", first),
+        *(_command("generate", "--load", out / name, *questions, "--before", first) for name in METHODS),
     )
     return [
         *tuned,
         Step(title="chat after", why="the same turn", commands=tuple(_chat(out / name, inputs) for name in METHODS)),
         *scored,
-        Step(title=ANSWERS, why="the same prompts to all three models, for the report", commands=answers),
+        Step(
+            title="answers before and after",
+            why="the same prompts to all three models, for the report",
+            commands=answers,
+        ),
     ]
 
 
@@ -187,10 +186,6 @@ def _exam(inputs: Inputs) -> tuple[object, ...]:
 
 def _evaluation(out: Path, name: str) -> Path:
     return out / name / "evaluation" / "ceval-official"
-
-
-def _answers(out: Path, name: str) -> Path:
-    return out / "answers" / f"{name}.jsonl"
 
 
 class Progress:
@@ -262,18 +257,6 @@ def _as_typed(command: Command) -> Iterator[None]:
         yield
     finally:
         sys.argv, sys.stdin = before
-
-
-def _write_samples(out: Path) -> None:
-    """RUN/samples.jsonl of every run, from the answers."""
-    before = read_jsonl(_answers(out, "before"))
-    for name in METHODS:
-        after = read_jsonl(_answers(out, name))
-        rows = [
-            {"prompt": b["prompt"], "before": b["response"], "after": a["response"]}
-            for b, a in zip(before, after, strict=True)
-        ]
-        write_jsonl(out / name / "samples.jsonl", rows)
 
 
 def _summary(config: QuickstartConfig, inputs: Inputs, progress: Progress) -> None:

@@ -39,10 +39,10 @@ TINY = Recipe(
     seq_length=512,
     shots=0,
     answer_tokens=32,
-    common=("--fp32", "--global-batch-size", "16", "--eval-interval", "30", "--lr-warmup-iters", "5"),
+    common=("--fp32", "--global-batch-size", "16", "--eval-interval", "40", "--lr-warmup-iters", "5"),
     of={
-        "full": ("--lr", "3e-4", "--train-iters", "60"),
-        "lora": ("--lr", "3e-3", "--train-iters", "60", "--lora-r", "16"),
+        "full": ("--lr", "5e-4", "--train-iters", "160"),
+        "lora": ("--lr", "3e-3", "--train-iters", "160", "--lora-r", "16"),
     },
 )
 """The embedded model has a million parameters and little to lose: rates are far above those of a real model."""
