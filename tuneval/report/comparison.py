@@ -158,7 +158,12 @@ def _right(order: Iterable[Prediction], rows: Rows | None = None) -> dict[str, l
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
-    """Short names for the verdict: the folders' last parts, more of them where those are equal."""
-    left, right = a.absolute().parts, b.absolute().parts
+    """Short names for the verdict: the run folder's where the result lies in one, else the folder's; more where equal."""
+    left, right = (
+        (folder.parts[:-2] if folder.parent.name == "evaluation" else folder.parts)
+        for folder in (a.absolute(), b.absolute())
+    )
+    if left == right:
+        left, right = a.absolute().parts, b.absolute().parts
     depth = next((d for d in range(1, min(len(left), len(right))) if left[-d] != right[-d]), 1)
     return "/".join(left[-depth:]), "/".join(right[-depth:])
