@@ -30,7 +30,7 @@ from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
 from tuneval.data.batches import SftDataset, global_batches, sample_order, truncate
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.training.loop import Progress, train
+from tuneval.training.loop import OneProcess, Progress, train
 from tuneval.training.optim import LossScaler, make_optimizer
 from tuneval.training.schedule import Schedule
 
@@ -90,7 +90,7 @@ def run_tuneval(options: argparse.Namespace) -> dict:
     optimizer = make_optimizer(decoder.named_parameters(), optim)
     schedule = Schedule(optim, steps, SAMPLES)
     scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
-    done = list(train(decoder, batches, optimizer, schedule, scaler, Progress()))
+    done = list(train(OneProcess(decoder), batches, optimizer, schedule, scaler, Progress()))
     timed = done[1:]
     return {
         "tokens_per_second": sum(s.tokens for s in timed) / sum(s.seconds for s in timed),
