@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lively import lively_folder
@@ -9,12 +11,16 @@ from tiny_exams import SUBJECTS, tiny_exam
 from transformers import AutoModelForCausalLM
 
 from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.config.schema import SamplingConfig
 from tuneval.data.template import load_template
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import STYLES
 from tuneval.evaluation.decisions import OptionLikelihood, Prompt
 from tuneval.evaluation.model_scorer import ModelScorer
+from tuneval.evaluation.score import shared_prefix
 from tuneval.evaluation.styles import prompts
+from tuneval.inference.generate import generate
+from tuneval.inference.prefix import compute_prefix
 from tuneval.model.decoder import Decoder
 
 LETTERS = list("ABCD")
@@ -163,6 +169,58 @@ def test_replies_equal_transformers_one_by_one(loaded, reference, batch_tokens):
     done: list[int] = []
     assert scorer.replies(rows, 9, (), lambda text: False, done.append) == expected
     assert sum(done) == len(rows) and len(done) == {1: 9, 100_000: 1}.get(batch_tokens, len(done))
+
+
+def tokens_computed(loaded: Loaded, call) -> int:
+    """Token positions that pass through the model, padding included."""
+    seen: list[int] = []
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: seen.append(ids[0].numel()))
+    call()
+    hook.remove()
+    return sum(seen)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 2000, 100_000])
+def test_worked_examples_are_computed_once(loaded, reference, batch_tokens):
+    """Prompts of unequal lengths with the same examples: their replies are those of each alone, for fewer tokens."""
+    template = load_template("auto", loaded.tokenizer)
+    scorer = ModelScorer(loaded, Decoder(loaded.model).eval(), template, batch_tokens)
+    rows = []
+    for n, prompt in enumerate(asked("ceval", "official_chat", 2)):
+        last = prompt.messages[-1]
+        rows.append(
+            replace(prompt, messages=(*prompt.messages[:-1], replace(last, content=last.content + "，答案" * n)))
+        )
+    encoded = [scorer.encode(p) for p in rows]
+    shared = shared_prefix(encoded)
+    assert shared > 100 and len({len(ids) for ids in encoded}) > 1
+    expected = [greedy(reference, loaded.tokenizer, p, 9) for p in rows]
+    found: list[str] = []
+    used = tokens_computed(loaded, lambda: found.extend(scorer.replies(rows, 9, (), lambda text: False, print)))
+    assert found == expected and len(set(expected)) > 2
+    longest = max(map(len, encoded)) - shared
+    assert used <= shared + len(rows) * (longest + 8)
+    if batch_tokens == 1:
+        assert used <= shared + sum(len(ids) - shared + 8 for ids in encoded)
+
+
+def test_a_prefix_is_no_padding(loaded):
+    """The comparison above fails where positions count the padding behind the prefix."""
+    ids = [[5, 9, 14, 22, 31, 40, 11, 8, 17], [5, 9, 14, 22, 31, 60]]
+    prefix, sampling = compute_prefix(loaded, ids[0][:5]), SamplingConfig(greedy=True, max_new_tokens=8)
+    alone = [generate(loaded, [row], sampling, [3])[0] for row in ids]
+    assert generate(loaded, ids, sampling, [3], prefix=prefix) == alone
+    assert generate(loaded, ids, sampling, [3], prefix=prefix) == alone, "the prefix is used again"
+    wrong = compute_prefix(loaded, [7, *ids[0][1:5]])
+    assert generate(loaded, ids, sampling, [3], prefix=wrong) != alone
+
+
+def test_a_sliding_window_shares_no_prefix(tmp_path, tokenizer):
+    folder = lively_folder(
+        tmp_path / "m", tokenizer, "qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=2,
+        layer_types=["full_attention", "full_attention", "sliding_attention", "sliding_attention"],
+    )  # fmt: skip
+    assert compute_prefix(load_model(folder, "fp32"), [5, 9, 14]) is None
 
 
 def test_replies_end_where_they_may(scorer, loaded, reference):

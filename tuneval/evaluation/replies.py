@@ -1,4 +1,5 @@
-"""Greedy replies to many prompts: sorted by length, batched, each row ended where its answer can't change any more."""
+"""Greedy replies to many prompts: their shared beginning computed once, the rest sorted by length and batched, each row
+ended where its answer can't change any more."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from tuneval.checkpoints.load import Loaded
 from tuneval.config.schema import SamplingConfig
 from tuneval.errors import UserError
+from tuneval.evaluation.score import shared_prefix
 from tuneval.inference.generate import generate, positions_limit
+from tuneval.inference.prefix import compute_prefix
 
 
 def replies(
@@ -50,6 +53,8 @@ def replies(
                 f"{name}: its prompt has {len(ids)} tokens, with {max_new_tokens} of a reply that passes the model's limit of "
                 f"{limit}; give fewer --shots or --max-new-tokens"
             )
+    shared = shared_prefix(encoded) if len(encoded) > 1 else 0
+    prefix = compute_prefix(loaded, encoded[0][:shared]) if shared else None
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
     sampling = SamplingConfig(greedy=True, max_new_tokens=max_new_tokens)
     texts = [""] * len(encoded)
@@ -62,6 +67,7 @@ def replies(
             sampling,
             stop_token_ids,
             stopping_criteria=StoppingCriteriaList([ended]),
+            prefix=prefix,
         )
         for i, tokens in zip(rows, found, strict=True):
             texts[i] = _cut(loaded.tokenizer.decode(tokens, skip_special_tokens=True), stops)

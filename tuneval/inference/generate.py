@@ -14,6 +14,7 @@ from tuneval.config.schema import SamplingConfig
 from tuneval.console import warn
 from tuneval.data.template import Template, load_template, template_difference
 from tuneval.errors import Problems, UserError
+from tuneval.inference.prefix import Prefix
 
 
 def generate(
@@ -23,15 +24,18 @@ def generate(
     stop_token_ids: Sequence[int],
     streamer: BaseStreamer | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
+    prefix: Prefix | None = None,
 ) -> list[list[int]]:
     """Continue every prompt, all in one batch.
 
     Args:
         loaded: the model.
-        prompts: token ids, of any lengths above 0; shorter ones are padded on the left.
+        prompts: token ids, of any lengths above 0; shorter ones are padded on the left, or behind `prefix`.
         sampling: the flags. Its seed alone decides the draws; the global random state is left as it was.
         stop_token_ids: an answer ends before the first of these.
         streamer: gets tokens as they come; for one prompt and one beam only.
+        stopping_criteria: of transformers, further ones.
+        prefix: what all prompts begin with, from `compute_prefix`; each prompt is longer. For one beam only.
 
     Returns:
         The new tokens of each prompt, without the stop token.
@@ -44,8 +48,15 @@ def generate(
     new_tokens = min(sampling.max_new_tokens, _room(loaded, longest))
     padding = stop_token_ids[0] if stop_token_ids else 0
     device = loaded.model.device
-    input_ids = torch.tensor([[padding] * (longest - len(p)) + p for p in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    shared = prefix.tokens if prefix is not None else 0
+    # Positions come from the mask, so padding between the prefix and a prompt's own part counts for nothing.
+    input_ids = torch.tensor(
+        [[*p[:shared], *[padding] * (longest - len(p)), *p[shared:]] for p in prompts], device=device
+    )
+    attention_mask = torch.tensor(
+        [[1] * shared + [0] * (longest - len(p)) + [1] * (len(p) - shared) for p in prompts], device=device
+    )
+    computed = {} if prefix is None else {"past_key_values": prefix.rows(len(prompts))}
     with _drawing_from(sampling.seed, device), torch.inference_mode():
         output = loaded.model.generate(
             input_ids=input_ids,
@@ -53,6 +64,7 @@ def generate(
             generation_config=_generation_config(sampling, new_tokens, stop_token_ids, padding),
             streamer=streamer,
             stopping_criteria=stopping_criteria,
+            **computed,
         )
     return [_before_stop(row, set(stop_token_ids)) for row in output[:, longest:].tolist()]
 
