@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 from parallel.layout_cases import BROKEN, CASES, dataset, one_process
+from parallel.once import once
 
 WORKER = Path(__file__).parent / "layout_cases.py"
 SOUND = [name for name in CASES if name not in BROKEN]
@@ -21,8 +21,8 @@ class Launched:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, dataset(folder / "data")
-        self.world = lru_cache(self._launch)
-        self.alone = lru_cache(self._alone)
+        self.world = once(self._launch)
+        self.alone = once(self._alone)
 
     def many(self, name: str) -> dict:
         self.world(CASES[name].layout.world_size)
