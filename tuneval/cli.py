@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tuneval {version('tuneval')}")
         return 0
     command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
+    if command not in COMMANDS and command not in OF_ENTRIES:
         nearest = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         print(f"tuneval: unknown command {command}{hint}\n\n{usage()}", file=sys.stderr)
@@ -91,8 +91,6 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
         from tuneval import console, runtime
 
         runtime.prepare()
-        if command in FIRST_ALONE and not runtime.alone():
-            return 0
         launched = getattr(parsed.config, "launch", None)
         if _starts_processes(command, launched):
             from tuneval.launch import launch
@@ -152,8 +150,8 @@ def _run_here(command: str, parsed: Parsed, launched: LaunchConfig | None) -> in
         return module.main(parsed) or 0
 
 
-FIRST_ALONE = ("inference", "evaluation")
-"""Commands that MindSpeed-LLM's scripts start on many processes: the first answers by itself, the others leave."""
+OF_ENTRIES = ("inference", "evaluation")
+"""Commands that entry files stand for; by name only the processes call them that such a file has started."""
 
 POSITIONAL = {"verify": ("--a", "--b"), "download": ("--id",), "report": ("--runs",), "ablate": ("--sweep",)}
 """Commands whose first words may stand without a flag: `tuneval verify A B`, `tuneval report RUN RUN`."""

@@ -53,14 +53,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def alone() -> bool:
-    """Let the first process of the job go on as the only one. Returns whether this is it."""
-    first = is_main()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        os.environ.pop(name, None)
-    return first
-
-
 def accelerator_count() -> int | None:
     """Accelerators of this machine; None where tensors live on the CPU."""
     kind = device().type

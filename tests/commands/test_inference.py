@@ -112,10 +112,6 @@ def test_an_adapter_of_other_settings_is_refused(model, tmp_path, capsys):
     assert "--lora-fusion: no effect" in run(capsys, "inference.py", *model, *words, "--lora-r", "4").err
 
 
-def test_other_ranks_leave_the_answer_to_the_first(model, capsys, monkeypatch):
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert run(capsys, "inference.py", *model, "--task", "greedy").out == ""
 
 
 def test_evaluation_says_mindspeeds_lines_and_writes_ours(model, tmp_path, capsys, monkeypatch):

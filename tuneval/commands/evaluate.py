@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuneval import console
-from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.checkpoints.load import Loaded
 from tuneval.commands import evaluate_harness, evaluate_matrix
-from tuneval.commands.evaluate_run import Examination, score_exam
+from tuneval.commands.evaluate_run import Examination, load, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
@@ -21,7 +21,7 @@ from tuneval.evaluation.harness import PREFIX
 from tuneval.evaluation.model_scorer import ModelScorer
 from tuneval.evaluation.styles import Style, check_shots
 from tuneval.evaluation.tasks import Task, find_task, load_exam
-from tuneval.evaluation.units import ALONE, Ranks
+from tuneval.evaluation.units import Ranks
 from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
 from tuneval.report import tables
@@ -42,15 +42,14 @@ def main(parsed: flags.Parsed) -> int:
     return 0
 
 
-def evaluate(
-    config: EvaluateConfig, model_facts: dict[str, str] | None = None, ranks: Ranks = ALONE
-) -> list[EvalResult]:
+def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) -> list[EvalResult]:
     """Load a model, score it, write and print the results; test it against an earlier one where the settings name one.
+
+    Of several processes each must call it; the first writes.
 
     Args:
         config: the settings; `load` is given.
         model_facts: what the command line states about the model, checked.
-        ranks: the processes that divide the questions.
 
     Returns:
         The result of each style, as written. Where the split's answers are secret its accuracies are absent.
@@ -65,8 +64,8 @@ def evaluate(
     for earlier in config.compare:
         check_comparable(earlier, examinations[0].config, examinations[0].asked)
     console.note(f"loading {config.load}")
-    stated = getattr(config, "lora", None)
-    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path, stated)
+    loaded = load(config)
+    ranks = Ranks.of(loaded.mesh)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
     template = _template(loaded, config, [e.style for e in examinations])
     if template is None:
@@ -86,9 +85,9 @@ def evaluate(
             console.warn(f"style {each.style.name} left out: {error}")
     if not results:
         raise UserError("--style all: none of the styles could be scored; the reasons stand above")
-    if len(styles) > 1 and ranks.rank == 0:
+    if len(styles) > 1 and ranks.is_main:
         evaluate_matrix.write(results, output)
-    for earlier in config.compare if ranks.rank == 0 else ():
+    for earlier in config.compare if ranks.is_main else ():
         _compare(earlier, output, output)
     return results
 

@@ -7,12 +7,13 @@ from importlib import metadata
 from pathlib import Path
 
 from tuneval import console, runtime
-from tuneval.checkpoints.load import load_model
+from tuneval.commands.evaluate_run import load
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import UserError
 from tuneval.evaluation import stats
 from tuneval.evaluation.harness import PREFIX, HarnessRun, run_harness
+from tuneval.evaluation.units import Ranks
 from tuneval.files import sha256_json, write_json
 from tuneval.report import tables
 from tuneval.report.comparison import compare_results
@@ -23,7 +24,7 @@ _UNUSED = ("split", "subjects", "prompt_type", "no_chat_template", "max_new_toke
 
 
 def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) -> EvalResult | None:
-    """Evaluate a model on a task of the harness.
+    """Evaluate a model on a task of the harness. Of several processes each must call it; the first writes.
 
     Returns:
         The result, as written; None where the task has no metric that says of each question whether it is right, so that
@@ -42,16 +43,26 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
             console.note(f"--{name.replace('_', '-')}: no effect, the harness's task decides")
     output = _output(config, style)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load)
+    loaded = load(config)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
     started = time.monotonic()
     name = config.task.removeprefix(PREFIX)
     run = run_harness(loaded, name, config.task_data_path, config.shots, style == "chat", config.limit)
-    write_json(output / "lm_eval.json", run.results)
+    seconds = time.monotonic() - started
     if run.metric is None:
         console.note(f"{config.task} has no metric of right and wrong; its figures: {output / 'lm_eval.json'}")
-        return None
-    result = _result(config, style, run, loaded.identity, time.monotonic() - started)
+        result = None
+    else:
+        result = _result(config, style, run, loaded.identity, seconds)
+    if Ranks.of(loaded.mesh).is_main:
+        _write(config, output, run, result)
+    return result
+
+
+def _write(config: EvaluateConfig, output: Path, run: HarnessRun, result: EvalResult | None) -> None:
+    write_json(output / "lm_eval.json", run.results)
+    if result is None:
+        return
     write_records(output / "predictions.jsonl", [_prediction(row) for row in run.rows])
     write_record(output / "results.json", result)
     tables.print_result(result, output)
@@ -59,7 +70,6 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
         comparison = compare_results(earlier, output)
         write_record(output / "comparison.json", comparison)
         tables.print_comparison(comparison, output)
-    return result
 
 
 def _output(config: EvaluateConfig, style: str) -> Path:

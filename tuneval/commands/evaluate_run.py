@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneval import console, runtime
+from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
@@ -79,6 +80,18 @@ class Examination:
         return run_sha256(self.style, self.shots, self.hashes)
 
 
+def load(config: EvaluateConfig) -> Loaded:
+    """The model to score, or this process's part of it."""
+    return load_model(
+        config.load,
+        config.dtype,
+        config.lora_load,
+        config.tokenizer_name_or_path,
+        getattr(config, "lora", None),
+        config.shard.tensor_model_parallel_size,
+    )
+
+
 def score_exam(
     each: Examination, identity: dict, scorer: Scorer, output: Path, ranks: Ranks = ALONE, decoder: Any = None
 ) -> EvalResult:
@@ -97,27 +110,43 @@ def score_exam(
     """
     config, exam = each.config, each.exam
     settings = [config.dtype, config.batch_tokens, runtime.versions(), each.template_fingerprint]
-    partial = Partial(output, [identity, exam.data_sha256, each.asked_sha256, settings], ranks.rank)
+    partial = Partial(output, [identity, exam.data_sha256, each.asked_sha256, settings], ranks)
     checked = self_test(scorer, each.style, exam, each.shots, each.chat, config.dtype)
-    pieces = units(exam)
-    mine = [pieces[i] for i in share([_cost(each, u) for u in pieces], ranks.rank, ranks.world)]
-    _score_pieces(each, mine, scorer, partial)
-    kept = {}
-    for rows in ranks.gather([(u, partial[u]) for u in mine]):
-        kept |= dict(rows)
-    predictions = [Prediction(**row) for u in pieces for row in kept[u]["predictions"]]
+    kept = _all_pieces(each, scorer, partial, ranks)
+    predictions = [Prediction(**row) for piece in kept for row in piece["predictions"]]
     if each.training is not None:
         shares = each.training.shares
         predictions = [replace(p, contamination=shares[p.subject, str(p.id)]) for p in predictions]
     _check_parsed(predictions, config, output)
     measured = _noise(each, predictions, scorer, decoder)
-    seconds = sum(piece["seconds"] for piece in kept.values())
+    seconds = sum(piece["seconds"] for piece in kept)
     result = _result(each, identity, predictions, seconds, checked, measured)
-    if ranks.rank == 0:
+    if ranks.is_main:
         _write(output, exam, config, result, predictions)
         partial.remove()
         tables.print_result(result, output)
     return result
+
+
+def _all_pieces(each: Examination, scorer: Scorer, partial: Partial, ranks: Ranks) -> list[dict]:
+    """Every piece, as `Partial` keeps it: this rank scores its share, then all know all.
+
+    Raises:
+        UserError: of whichever rank; the same one on all, so that they stay together.
+    """
+    pieces = units(each.exam)
+    mine = [pieces[i] for i in share([_cost(each, u) for u in pieces], ranks.rank, ranks.world)]
+    failure = None
+    try:
+        _score_pieces(each, mine, scorer, partial)
+    except UserError as error:
+        failure = str(error)
+    kept: dict[Unit, dict] = {}
+    for failed, rows in ranks.gather((failure, {} if failure else {u: partial[u] for u in mine})):
+        if failed is not None:
+            raise UserError(failed)
+        kept |= rows
+    return [kept[u] for u in pieces]
 
 
 def _cost(each: Examination, unit: Unit) -> int:

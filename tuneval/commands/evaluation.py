@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.commands.evaluate import evaluate
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import EvaluationConfig
@@ -21,6 +21,8 @@ def main(parsed: Parsed) -> int:
     started = time.perf_counter()
     config = replace(config, output=config.output or _output(config))
     (result,) = evaluate(config, parsed.model_facts)
+    if not runtime.is_main():
+        return 0
     predictions = read_records(Prediction, config.output / "predictions.jsonl")
     for line in lines(result, predictions):
         console.out.print(line, markup=False)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.commands.generate_input import earlier_answers, read_input
 from tuneval.config.flags import Parsed, check_model_facts
@@ -32,16 +32,25 @@ def main(parsed: Parsed) -> None:
     if output is not None:
         check_writable(output)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
+    loaded = load_model(
+        config.load,
+        config.dtype,
+        config.lora_load,
+        config.tokenizer_name_or_path,
+        tensor_parallel_size=config.shard.tensor_model_parallel_size,
+    )
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = None if config.raw else choose_template(loaded, config.prompt_type)
     stops = _stops(loaded, template)
     prompts = [_prompt_ids(messages, loaded, template) for messages in conversations]
     _check_lengths(prompts, loaded)
     if config.input is None:
-        _print_answer(loaded, prompts[0], config, stops)
+        if loaded.mesh.dp_rank == 0:  # one copy of the model is enough
+            _print_answer(loaded, prompts[0], config, stops)
         return
     answers = answer_all(loaded, prompts, config, stops)
+    if not runtime.is_main():
+        return
     if earlier is None:
         _write([{**row, "response": a.text, "stopped": a.stopped} for row, a in zip(rows, answers)], output)
         return
@@ -71,20 +80,25 @@ class Answer:
 def answer_all(
     loaded: Loaded, prompts: list[list[int]], config: GenerateConfig, stop_token_ids: tuple[int, ...]
 ) -> list[Answer]:
-    """Answers in the prompts' order. Prompts of like length share a batch, so that little is padded."""
+    """Answers in the prompts' order, on every process. Prompts of like length share a batch, so that little is padded;
+
+    copies of the model share the batches.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    answers = [Answer("", False)] * len(prompts)
+    mesh, answers = loaded.mesh, {}
+    mine = batches[mesh.dp_rank :: mesh.layout.data]
     limit = positions_limit(loaded) or math.inf
-    with console.progress_bar("answering", len(prompts)) as bar:
-        for batch in batches:
+    with console.progress_bar("answering", sum(map(len, mine))) as bar:
+        for batch in mine:
             tokens = generate(loaded, [prompts[i] for i in batch], config.sampling, stop_token_ids)
             room = min(config.sampling.max_new_tokens, limit - max(len(prompts[i]) for i in batch))
             for i, answer in zip(batch, tokens):
                 text = loaded.tokenizer.decode(answer, skip_special_tokens=True)
                 answers[i] = Answer(text, stopped=len(answer) < room)
             bar.advance(len(batch))
-    return answers
+    everyone = {i: answer for part in mesh.gather(answers) for i, answer in part.items()}
+    return [everyone[i] for i in range(len(prompts))]
 
 
 def _check(config: GenerateConfig) -> None:
@@ -149,15 +163,16 @@ def _check_lengths(prompts: list[list[int]], loaded: Loaded) -> None:
 
 def _print_answer(loaded: Loaded, prompt: list[int], config: GenerateConfig, stops: tuple[int, ...]) -> None:
     def show(piece: str) -> None:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+        if runtime.is_main():
+            sys.stdout.write(piece)
+            sys.stdout.flush()
 
     if config.sampling.num_beams > 1:
         (answer,) = generate(loaded, [prompt], config.sampling, stops)
         show(loaded.tokenizer.decode(answer, skip_special_tokens=True))
     else:
         generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show))
-    sys.stdout.write("\n")
+    show("\n")
 
 
 def _write(rows: Iterable[dict[str, Any]], output: Path | None) -> None:

@@ -46,9 +46,21 @@ def main(parsed: Parsed) -> None:
     )
     _check(config, sampling)
     console.note(f"loading {config.load}")
-    loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path, config.lora)
+    loaded = load_model(
+        config.load,
+        config.dtype,
+        config.lora_load,
+        config.tokenizer_name_or_path,
+        config.lora,
+        config.shard.tensor_model_parallel_size,
+    )
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
     template = _template(config, loaded)
+    mesh = loaded.mesh
+    if mesh.layout.data > 1:
+        console.note(f"{mesh.layout}: the first of {mesh.layout.data} copies of the model answers")
+    if mesh.dp_rank > 0:
+        return
     for task in config.task:
         if task == "chat":
             _chat(config, loaded, template, sampling)
@@ -98,4 +110,5 @@ def _chat(config: InferenceConfig, loaded: Loaded, template: Template, sampling:
         console.out.print(line, markup=False)
     chat = Chat(loaded, template, sampling, history_turns=config.history_turns)
     terminal = sys.stdin.isatty()
-    run_chat(chat, typed_lines() if terminal else iter(sys.stdin), show_speed=terminal, heading="\nMindSpeed-LLM:")
+    lines = loaded.mesh.items_of_first(typed_lines() if terminal else iter(sys.stdin))
+    run_chat(chat, lines, show_speed=terminal, heading="\nMindSpeed-LLM:")

@@ -218,7 +218,9 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "models are dense here": "broadcast",
         "an OOM is the device's to say": "max-tokens-to-oom=",
         "belongs to training": "sequence-parallel num-layer-list= use-distributed-optimizer "
-        "num-layers-per-virtual-pipeline-stage= pipeline-model-parallel-size= micro-batch-size= global-batch-size=",
+        "num-layers-per-virtual-pipeline-stage= micro-batch-size= global-batch-size=",
+        "a model that only answers has no stages; processes beyond --tensor-model-parallel-size hold copies of it and share "
+        "the questions": "pipeline-model-parallel-size=",
         "the model's positions are the limit": "seq-length= max-length=",
     }
 )

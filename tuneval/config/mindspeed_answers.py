@@ -11,9 +11,6 @@ from tuneval.errors import UserError
 def answering(words: Words) -> None:
     """What inference and evaluation share: fp32 unless a type is given."""
     words.rename("lora-target-models", "lora-target-modules")
-    size = words.take("tensor-model-parallel-size", "1")
-    if size != "1":
-        words.note(f"--tensor-model-parallel-size {size}: no effect, the first process answers with the whole model")
     given = words.drop("bf16", "fp16", "fp32")
     words.default("dtype", given[0].removeprefix("--") if given else "fp32")
     if not given:

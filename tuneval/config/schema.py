@@ -256,7 +256,7 @@ class ShardConfig:
     """How a model that only answers is spread over processes."""
 
     tensor_model_parallel_size: int = 1
-    """Processes that share every layer; groups of so many share the questions. Must divide the attention heads."""
+    """Processes that share every layer; all groups of so many have the whole model, and share the questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -519,6 +519,8 @@ class EvaluateConfig:
     """Type of the weights."""
     batch_tokens: int = 4096
     """Tokens of one forward pass at most."""
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -565,6 +567,8 @@ class InferenceConfig:
     seed: int = 1234
     """Seed of the sampling."""
     lora: MegatronLoraConfig = field(default_factory=MegatronLoraConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

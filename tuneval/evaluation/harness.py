@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from tuneval.checkpoints.load import Loaded
 from tuneval.errors import UserError
+from tuneval.parallel.mesh import Mesh
 
 PREFIX = "lm_eval:"
 """Before a task's name in `--task`."""
@@ -98,7 +100,19 @@ def run_harness(
 
 def _model(loaded: Loaded) -> Any:
     models = import_module("lm_eval.models.huggingface")
-    return models.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=BATCH)
+    model = models.HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend="causal", batch_size=BATCH)
+    if loaded.mesh.layout.data > 1:
+        for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(model, name, partial(_divided, loaded.mesh, getattr(model, name)))
+    return model
+
+
+def _divided(mesh: Mesh, answer: Callable[..., list], requests: list, **options: Any) -> list:
+    """The harness's requests, each question's by one of the copies of the model; it gets all answers on every process."""
+    mine = [i for i, request in enumerate(requests) if request.doc_id % mesh.layout.data == mesh.dp_rank]
+    found = answer([requests[i] for i in mine], **options) if mine else []
+    answers = {i: one for part in mesh.gather(dict(zip(mine, found, strict=True))) for i, one in part.items()}
+    return [answers[i] for i in range(len(requests))]
 
 
 def _check_task_files(folder: Path) -> None:

@@ -10,8 +10,11 @@ from math import isfinite
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from tuneval.errors import UserError
+from tuneval.model.loss import Words
 
 Progress = Callable[[int], object]
 _VOCABULARY_BLOCK = 16384
@@ -22,6 +25,7 @@ class PackedModel(Protocol):
     """What scoring needs of a model; `model.decoder.Decoder` is one."""
 
     head_weight: torch.Tensor
+    """[V, H]; a DTensor cut by words where several processes share the model, each of which must make the same calls."""
     config: object
 
     def __call__(
@@ -56,7 +60,7 @@ def letter_logits(
         UserError: a prompt longer than the model's positions; logits that are not finite.
     """
     _check_lengths(encoded, model.config, names)
-    head = model.head_weight[list(letters)].float()  # [letters, H]
+    head = _rows(model.head_weight, letters)  # [letters, H]
     prefix = shared_prefix(encoded)
     logits: list[list[float]] = []
     for chunk in chunks([len(ids) - prefix for ids in encoded], batch_tokens - prefix):
@@ -172,13 +176,37 @@ def _token_log_probabilities(
     """log P(target) at each place, the head's rows in fp32 block by block: [T, H], [V, H] -> [places]."""
     once = list(dict.fromkeys(places))  # options of one question share places
     states = hidden[once].float()
-    total = torch.full((len(once),), float("-inf"), device=hidden.device)
-    for block in head.split(_VOCABULARY_BLOCK):
-        total = torch.logaddexp(total, (states @ block.float().T).logsumexp(1))
+    total = _log_sum_exp(states, head)
     index = {place: k for k, place in enumerate(once)}
     rows = torch.tensor([index[place] for place in places], device=hidden.device)
-    wanted = head[torch.tensor(targets, device=hidden.device)].float()
-    return ((states[rows] * wanted).sum(1) - total[rows]).tolist()
+    return ((states[rows] * _rows(head, targets)).sum(1) - total[rows]).tolist()
+
+
+def _log_sum_exp(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """log of the sum over all words of exp(logit): [n, H], [V, H] -> [n]."""
+    words = Words.of(head) if isinstance(head, DTensor) else None
+    total = torch.full((len(states),), float("-inf"), device=states.device)
+    for block in (head if words is None else head.to_local()).split(_VOCABULARY_BLOCK):
+        total = torch.logaddexp(total, (states @ block.float().T).logsumexp(1))
+    if words is None:
+        return total
+    largest = total.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX, words.group)
+    sums = (total - largest).exp()
+    dist.all_reduce(sums, group=words.group)
+    return largest + sums.log()
+
+
+def _rows(head: torch.Tensor, words: Sequence[int]) -> torch.Tensor:
+    """The head's rows of some words, in fp32: [V, H] -> [words, H]. Each is one process's, and 0 in the others' sum."""
+    ids = torch.tensor(words, device=head.device)
+    if not isinstance(head, DTensor):
+        return head[ids].float()
+    held = Words.of(head)
+    mine, at = held.find(ids)
+    rows = torch.where(mine[:, None], head.to_local()[at].float(), 0.0)
+    dist.all_reduce(rows, group=held.group)
+    return rows
 
 
 def _hidden(model: PackedModel, encoded: Sequence[Sequence[int]], prefix: int) -> tuple[torch.Tensor, list[int]]:

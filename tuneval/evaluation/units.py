@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneval.evaluation.exam import Exam
+from tuneval.parallel.mesh import Mesh
 
 UNIT_QUESTIONS = 256
 """A subject of more questions is divided: a killed run loses at most one piece."""
@@ -23,12 +24,26 @@ class Unit:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Processes that each score a part of an exam."""
+    """Copies of a model that each score a part of an exam; a copy is one process, or several that share it."""
 
     rank: int = 0
     world: int = 1
     gather: Callable[[Any], list[Any]] = lambda own: [own]
     """A value of this rank -> the values of all ranks, on every rank, in their order."""
+    first: Callable[[Any], Any] = lambda value: value
+    """A value of the first process -> the same on every process."""
+    leads: bool = True
+    """Whether this process is the first of its copy: the one that writes down what the copy has found."""
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> Ranks:
+        """The copies of a mesh: its data-parallel processes."""
+        return cls(mesh.dp_rank, mesh.layout.data, mesh.gather, mesh.first, mesh.tp_rank == 0)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes the result."""
+        return self.rank == 0 and self.leads
 
 
 ALONE = Ranks()

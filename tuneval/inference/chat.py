@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tuneval import console
+from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded
 from tuneval.config.schema import SamplingConfig
 from tuneval.data.records import Message
@@ -136,8 +136,9 @@ def _answer(chat: Chat, text: str, show_speed: bool) -> None:
     started = time.perf_counter()
 
     def show(piece: str) -> None:
-        console.out.file.write(piece)  # not by rich, which makes spaces of tabs
-        console.out.file.flush()
+        if not console.out.quiet:
+            console.out.file.write(piece)  # not by rich, which makes spaces of tabs
+            console.out.file.flush()
 
     try:
         answer = chat.ask(text, show)
@@ -179,7 +180,8 @@ def _save(chat: Chat, name: str) -> None:
         raise UserError("/save: nothing was said yet")
     try:
         path = Path(name).expanduser()
-        write_jsonl(path, [{"messages": [{"role": m.role, "content": m.content} for m in chat.messages()]}])
+        if runtime.is_main():
+            write_jsonl(path, [{"messages": [{"role": m.role, "content": m.content} for m in chat.messages()]}])
     except OSError as error:
         raise UserError(f"/save {name}: {tell(error)}") from None
     except RuntimeError as error:  # ~ of a user that is not there

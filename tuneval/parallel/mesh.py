@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import pairwise
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
 
+T = TypeVar("T")
 TP_FLAG, PP_FLAG = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 LIST_FLAG, VPP_FLAG = "--num-layer-list", "--num-layers-per-virtual-pipeline-stage"
 
@@ -134,6 +137,20 @@ class Mesh:
         if self.grid is not None:
             dist.broadcast_object_list(values, 0)
         return values[0]
+
+    def items_of_first(self, items: Iterator[T]) -> Iterator[T]:
+        """Items that the first of the processes which share a model has, on each of them, however long one takes."""
+        if self.layout.tensor == 1:
+            yield from items
+            return
+        ranks = self.tp.mesh.tolist()
+        group = dist.new_group(ranks, timedelta(days=365), "gloo", use_local_synchronization=True)
+        while True:
+            said = [next(items, None) if self.tp_rank == 0 else None]
+            dist.broadcast_object_list(said, ranks[0], group)
+            if said[0] is None:
+                return
+            yield said[0]
 
     def wait(self) -> None:
         """Until every process has come here."""
