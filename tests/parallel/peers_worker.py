@@ -20,7 +20,7 @@ with joined(0.5):
     if runtime.rank() == 1:
         if what == "raise":
             raise ArithmeticError("weights are odd")
-        if what == "kill":
+        if what in ("kill", "stage"):
             os.kill(os.getpid(), signal.SIGKILL)
     if what == "all":
         raise UserError("--lr x: give a number")
@@ -29,5 +29,11 @@ with joined(0.5):
         if runtime.rank() == 0:
             print(time.time(), flush=True)
         time.sleep(60)  # in no collective: only the others' watch can notice
+    if what == "stage":
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        try:
+            dist.all_reduce(torch.ones(1))
+        except RuntimeError as error:  # as torch's pipeline does
+            raise RuntimeError("\n    [Stage 1] failed to run forward") from error
     if what != "well":
         dist.all_reduce(torch.ones(1))

@@ -49,6 +49,13 @@ def test_a_killed_process_ends_a_job_that_waits_in_no_collective():
     assert time.time() - float(killed_at.split()[0]) < 20, "torchrun alone takes 30 seconds, the others sleep for 60"
 
 
+def test_a_broken_connection_within_a_stage_is_the_killed_process_fault():
+    status, said = job("stage", processes=3)
+    assert status == 1
+    assert re.search(r"tuneval: rank 1 \(process \d+ on .*\) ended without a word: killed, or out of memory\n", said)
+    assert "[Stage 1]" not in said
+
+
 @pytest.mark.parametrize(("rank", "detail"), [("0", "1/2 clients joined"), ("1", "timed out")])
 def test_a_process_that_never_comes_is_told_with_advice(rank, detail):
     with socket.socket() as free:

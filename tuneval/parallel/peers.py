@@ -213,16 +213,25 @@ def _end(error: BaseException, peers: Peers | None) -> NoReturn:
 
 def _is_traffic(error: BaseException) -> bool:
     """Whether an error may be another process's: a broken connection, or too long a wait."""
+    error = _root(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _TRAFFIC)
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised from: torch's pipeline wraps whatever happens in a stage."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _summary(error: BaseException) -> str:
     """One line for the processes of other machines."""
     if isinstance(error, LostPeer):
         return str(error)
-    return f"rank {runtime.rank()} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    error = _root(error)
+    return f"rank {runtime.rank()} failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _report(error: BaseException) -> str:
