@@ -9,7 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 4, 6, 2, 8, 40, 352
 CHAT_TEMPLATE = (

@@ -125,8 +125,8 @@ def test_evaluation_says_mindspeeds_lines_and_writes_ours(model, tmp_path, capsy
     for row in rows:
         assert f"correct: {row['answer']}, AI: {row['response']}\n" in output
     right = sum(row["correct"] for row in rows)
-    assert f"\nceval acc = {right}/15={right / 15}\n" in output and result["questions"] == 15
+    assert f"\nceval acc = {right}/18={right / 18}\n" in output and result["questions"] == 18
     assert "animal_classification has " in output and " corrects in 3 questions, with accuracy " in output
     table = output[output.rindex("subject") :].splitlines()
-    assert table[0].split() == ["subject", "question_n", "acc"] and table[-2].split()[:2] == ["total", "15"]
+    assert table[0].split() == ["subject", "question_n", "acc"] and table[-2].split()[:2] == ["total", "18"]
     assert re.fullmatch(r"Ceval Running Time: \d+\.\d+", table[-1])

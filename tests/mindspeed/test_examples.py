@@ -113,7 +113,7 @@ def test_every_variable_can_be_set_from_outside(tmp_path):
 
 TINY = "--num-layers 4 --hidden-size 128 --ffn-hidden-size 352 --num-attention-heads 4 --group-query-attention " \
     "--num-query-groups 2 --add-qkv-bias --disable-bias-linear --swiglu --normalization RMSNorm --norm-epsilon 1e-6 " \
-    "--position-embedding-type rope --rotary-base 10000 --padded-vocab-size 1792"  # fmt: skip
+    "--position-embedding-type rope --rotary-base 1000000 --padded-vocab-size 2048"  # fmt: skip
 
 
 def starter(folder: Path, **common: str):
