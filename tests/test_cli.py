@@ -26,6 +26,42 @@ def test_help_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
+SLIPS = {
+    "quickstart": ["--model", "nothing"],
+    "doctor": ["--nonsense"],
+    "download": ["--nonsense"],
+    "convert": ["--load", "nothing", "--save", "x", "--to", "mcore", "--max-shard-size-gib", "-1"],
+    "verify": ["nothing", "nowhere"],
+    "preprocess": ["--input", "nothing", "--tokenizer-name-or-path", "nothing", "--output-prefix", "x"],
+    "inspect": ["--data-path", "nothing"],
+    "plan": ["--load", "nothing", "--seq-length", "0"],
+    "tune": ["--load", "nothing", "--data-path", "nothing", "--save", "x", "--lr", "-1"],
+    "chat": ["--load", "nothing", "--top-p", "2"],
+    "generate": ["--load", "nothing"],
+    "evaluate": [],
+    "report": ["nothing"],
+    "ablate": ["nothing"],
+    "export": ["--load", "nothing", "--save", "x"],
+}
+"""Command -> words that are wrong in themselves."""
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_and_slips_of_a_command_import_neither_torch_nor_transformers(command):
+    """They take a second or more to import; whoever mistypes a flag waits for neither."""
+    code = (
+        "import sys\nfrom tuneval.cli import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as left: status = left.code\n"
+        "print('status', status, *({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    for words, status in ((["--help"], 0), (SLIPS[command], 2)):
+        found = subprocess.run(
+            [sys.executable, "-c", code, command, *words], capture_output=True, text=True, timeout=60
+        )
+        assert found.stdout.strip().splitlines()[-1] == f"status {status}", (words, found.stdout, found.stderr)
+
+
 def test_every_command_has_a_schema_and_a_file():
     from importlib.util import find_spec
 

@@ -16,8 +16,8 @@ parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.tensor parallel.weights parallel.gradients parallel.apply
 training.schedule training.optim training.loop training.log_line
 planning.ledger planning.rehearsal planning.estimate planning.search
-checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.rank_files checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
-inference.prefix inference.generate inference.chat
+checkpoints.paths checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.rank_files checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
+inference.sampling inference.prefix inference.generate inference.chat
 evaluation.exam evaluation.exam_files evaluation.layouts evaluation.tasks evaluation.extract evaluation.margins evaluation.decisions evaluation.styles evaluation.ceval_styles evaluation.further_styles evaluation.catalogue evaluation.score evaluation.replies evaluation.model_scorer evaluation.harness evaluation.self_test evaluation.precision evaluation.contamination evaluation.stats evaluation.bootstrap evaluation.sign_flip evaluation.units evaluation.partial
 sweep.points sweep.spec sweep.records sweep.steps sweep.checks sweep.state sweep.processes sweep.progress sweep.estimate sweep.runner
 report.records report.checks report.comparison report.tables report.plots report.charts report.answers report.words_sweep report.words_trust report.words report.document report.legend report.gather report.logs report.findings report.parts.trust report.parts.summary report.parts.training report.parts.scores report.parts.samples report.parts.setting report.render report.sweep.gather report.sweep.findings report.sweep.spelling report.sweep.summary report.sweep.axes report.sweep.runs report.sweep.scores report.sweep.render report.audit.findings report.audit.training report.audit.scores report.audit.check commands cli __main__

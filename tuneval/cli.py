@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
 
         command, words, notices = say()
         parsed = flags.parse(getattr(schema, f"{command.capitalize()}Config"), words, program)
+        _check_flags(command, parsed)
         from tuneval import console, runtime
 
         runtime.prepare()
@@ -114,6 +116,13 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _check_flags(command: str, parsed: Parsed) -> None:
+    """Hold the command's flags against each other before torch is imported: a slip is told in a fraction of a second."""
+    name = f"tuneval.commands.{command}_flags"
+    if find_spec(name) is not None:
+        import_module(name).check(parsed.config)
 
 
 def _refuse(program: str, message: str) -> int:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -32,6 +36,14 @@ class Problems:
         """Add `message` unless `condition` holds."""
         if not condition:
             self.add(message)
+
+    def attempt(self, action: Callable[[], T]) -> T | None:
+        """What `action` returns; None where it raised a UserError, which is added."""
+        try:
+            return action()
+        except UserError as error:
+            self.add(str(error))
+            return None
 
     def raise_if_any(self) -> None:
         if len(self.messages) == 1:

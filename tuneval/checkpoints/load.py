@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +19,7 @@ from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import MegatronSource, has_config
 from tuneval.checkpoints.megatron_lora import read_megatron_lora
+from tuneval.checkpoints.paths import check_there
 from tuneval.checkpoints.rank_files import TRACKER, MegatronFiles, is_megatron
 from tuneval.config.schema import MegatronLoraConfig, ParallelConfig
 from tuneval.data.tokenizer import load_tokenizer
@@ -43,8 +47,7 @@ def open_source(
         UserError: nothing of the kind there; the text lists what was looked for.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
+    check_there(path)
     both = [name for name, marker in _RESULTS.items() if (path / marker).is_file()]
     if len(both) > 1:
         raise UserError(f"{path}: holds {' and '.join(both)}. Name one: {' or '.join(str(path / b) for b in both)}")
@@ -225,13 +228,14 @@ def load_model(
     mesh = _mesh(source, tensor_parallel_size)
     model, digest = (_whole if mesh.layout.tensor == 1 else _part)(source, mesh, runtime.DTYPES[dtype])
     facts = tuned_record(source)
+    tokenizer = load_tokenizer(tokenizer_folder or source.folder)
     return Loaded(
         model,
-        load_tokenizer(tokenizer_folder or source.folder),
+        tokenizer,
         source.config,
         facts.get("prompt_type"),
         facts.get("template_fingerprint"),
-        {"path": str(path), "kind": source.kind, "weights_sha256": mesh.first(digest)},
+        {"path": str(path), "kind": source.kind, "weights_sha256": mesh.first(digest())},
         mesh,
         facts.get("template"),
     )
@@ -245,14 +249,14 @@ def _mesh(source: Source, tensor_parallel_size: int) -> Mesh:
     return Mesh(layout, runtime.device().type)
 
 
-def _whole(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, str | None]:
-    """The model, and on process 0 the hash of its weights."""
+def _whole(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, Callable[[], str | None]]:
+    """The model, and what waits for the hash of its weights, which process 0 makes."""
     read = _HashingReader(source) if runtime.is_main() else source.read
     model = build_model(source.config, read, dtype, runtime.device())
-    return model, read.digest() if runtime.is_main() else None
+    return model, read.digest if runtime.is_main() else lambda: None
 
 
-def _part(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, str | None]:
+def _part(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedModel, Callable[[], str | None]]:
     """As `_whole`, of a model that several processes hold together."""
     digest = weights_hash(source) if runtime.is_main() else None
     model = empty_model(source.config, dtype)
@@ -265,7 +269,7 @@ def _part(source: Source, mesh: Mesh, dtype: torch.dtype) -> tuple[PreTrainedMod
         dtype=dtype,
         device=runtime.device(),
     )
-    return model.eval(), digest
+    return model.eval(), lambda: digest
 
 
 def tuned_record(source: Source) -> dict[str, Any]:
@@ -277,7 +281,7 @@ def tuned_record(source: Source) -> dict[str, Any]:
 
 
 def weights_hash(source: Source) -> str:
-    """The hash by which `load_model` knows weights, with one tensor in memory at a time.
+    """The hash by which `load_model` knows weights, with a few tensors in memory at a time.
 
     Raises:
         UserError: a tensor that the config needs is not in the checkpoint.
@@ -292,16 +296,30 @@ def weights_hash(source: Source) -> str:
 
 
 class _HashingReader:
-    """Reads tensors and hashes what went by: the same weights give the same hash in every format and layout."""
+    """Reads tensors and hashes what went by: the same weights give the same hash in every format and layout.
+
+    Hashing goes on in threads of its own while the model is built and the tokenizer read: a third of loading else.
+    """
+
+    WAITING_BYTES = 1 << 30
+    """Of tensors read and not yet hashed, at most."""
 
     def __init__(self, source: Source) -> None:
         self._source, self._digests = source, {}
+        self._pool, self._waiting, self._bytes = ThreadPoolExecutor(2), deque(), 0
 
     def __call__(self, name: str) -> torch.Tensor:
         tensor = self._source.read(name)
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._digests[name] = hashlib.sha256(memoryview(raw)).hexdigest()
+        raw = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._digests[name] = self._pool.submit(lambda: hashlib.sha256(raw).hexdigest())
+        self._waiting.append((self._digests[name], raw.nbytes))
+        self._bytes += raw.nbytes
+        while self._bytes > self.WAITING_BYTES:
+            first, size = self._waiting.popleft()
+            first.result()
+            self._bytes -= size
         return tensor
 
     def digest(self) -> str:
-        return files.sha256_json(self._digests)
+        self._pool.shutdown()
+        return files.sha256_json({name: digest.result() for name, digest in self._digests.items()})

@@ -10,9 +10,8 @@ from rich.table import Table
 from tuneval import console
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import AblateConfig
-from tuneval.errors import Problems
 from tuneval.report.sweep.render import write_sweep_report
-from tuneval.sweep.checks import check_commands, check_sweep
+from tuneval.sweep.checks import check_commands
 from tuneval.sweep.estimate import Estimate, estimate
 from tuneval.sweep.runner import Runner
 from tuneval.sweep.spec import read_sweep
@@ -23,9 +22,7 @@ from tuneval.sweep.steps import Plan, make_plan
 def main(parsed: Parsed) -> int:
     """Run the sweep. Returns 0 when every point is done, 1 when some failed, 128 + the signal's number when stopped."""
     config: AblateConfig = parsed.config
-    _check(config)
     sweep = read_sweep(config.sweep)
-    check_sweep(sweep)
     folder = config.output or sweep.output or Path("runs") / config.sweep.stem
     plan = make_plan(sweep, folder)
     check_commands(plan)
@@ -35,13 +32,6 @@ def main(parsed: Parsed) -> int:
         if config.dry_run:
             return _dry_run(plan, runner, config.measure_steps)
         return runner.run() or _report(plan, config)
-
-
-def _check(config: AblateConfig) -> None:
-    problems = Problems()
-    problems.check(config.jobs >= 1, f"--jobs {config.jobs}: must be at least 1")
-    problems.check(config.measure_steps >= 0, f"--measure-steps {config.measure_steps}: must be at least 0")
-    problems.raise_if_any()
 
 
 def _dry_run(plan: Plan, runner: Runner, measure_steps: int) -> int:

@@ -8,21 +8,12 @@ from tuneval import console
 from tuneval.checkpoints.load import load_model
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import ChatConfig
-from tuneval.data.records import is_text
-from tuneval.errors import UserError
 from tuneval.inference.chat import Chat, run_chat, typed_lines
-from tuneval.inference.generate import check_sampling, choose_template
+from tuneval.inference.generate import choose_template
 
 
 def main(parsed: Parsed) -> None:
     config: ChatConfig = parsed.config
-    check_sampling(config.sampling)
-    if not is_text(config.system or ""):
-        raise UserError("--system: has half a character (a surrogate by itself), which is no text")
-    if config.sampling.num_beams > 1:
-        raise UserError(
-            "--num-beams: chat shows an answer as it comes, and beams end together; tuneval generate has them"
-        )
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())

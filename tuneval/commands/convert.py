@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -14,16 +15,14 @@ from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import padded_size
-from tuneval.commands.convert_flags import check_flags, check_source
 from tuneval.config import flags
 from tuneval.console import note, out
-from tuneval.errors import UserError
+from tuneval.errors import Problems, UserError
 from tuneval.model.lora import write_peft
 
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
-    check_flags(config)
     source = open_source(config.load, config.hf_cfg_dir, config.lora)
     if config.lora_load is not None:
         source = open_adapter(config.lora_load, source, config.lora)
@@ -36,11 +35,37 @@ def main(parsed: flags.Parsed) -> int:
     return 0
 
 
+def check_source(config: Any, source: Source) -> None:
+    """Raise one UserError for every flag that contradicts what is read."""
+    problems, stated = Problems(), config.lora
+    problems.check(
+        config.hf_cfg_dir is None or _megatron_inside(source),
+        f"--hf-cfg-dir {config.hf_cfg_dir}: gives a Megatron checkpoint its config.json; {config.load} is none and has its "
+        "own. Leave it out",
+    )
+    given = {"--lora-r": stated.lora_r, "--lora-alpha": stated.lora_alpha}
+    if not isinstance(source, AdapterSource):
+        flags = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+        flags += ["--lora-target-modules"] if stated.lora_target_modules else []
+        problems.check(
+            not flags, f"{', '.join(flags)}: there is no adapter. Leave it out, or name one with --lora-load"
+        )
+    else:
+        held = {"--lora-r": source.factors.r, "--lora-alpha": source.factors.alpha}
+        for flag, value in given.items():
+            told = f"{flag} {value}: the adapter in {source.adapter} has {held[flag]:g}. Leave it out, or give that"
+            problems.check(value is None or math.isclose(value, held[flag]), told)
+    problems.raise_if_any()
+
+
+def _megatron_inside(source: Any) -> bool:
+    return source.kind == "mcore" or (getattr(source, "base", None) is not None and _megatron_inside(source.base))
+
+
 def write_adapter(source: Source, save: Path) -> None:
     """Write the adapter of a source as a PEFT folder."""
     if not isinstance(source, AdapterSource):
         raise UserError(f"--to peft: {source.folder} holds no adapter. Name one with --lora-load")
-    refuse_existing(save)
     with files.atomic_folder(save) as folder:
         write_peft(source.factors, folder, str(_base_folder(source).resolve()))
         record = source.adapter / "tuneval.json"
@@ -52,11 +77,6 @@ def write_adapter(source: Source, save: Path) -> None:
 def _base_folder(source: AdapterSource) -> Path:
     """The folder of the model under the adapter, as `open_source` takes it."""
     return getattr(source.base, "iteration_folder", source.base.folder)
-
-
-def refuse_existing(save: Path) -> None:
-    if save.exists() and not (save.is_dir() and not any(save.iterdir())):
-        raise UserError(f"--save {save}: is there already. Choose another folder, or remove it.")
 
 
 def convert(source: Source, config: Any, command: str = "convert") -> None:

@@ -1,14 +1,14 @@
-"""Flags of convert and export held against the direction: each acts, or is an error that says where it would."""
+"""Flags of convert held against the direction: each acts, or is an error that says where it would."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from tuneval.checkpoints.hf import Source
-from tuneval.checkpoints.load import AdapterSource
-from tuneval.errors import Problems
+from tuneval.checkpoints.paths import check_there
+from tuneval.errors import Problems, UserError
 
 _ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "target_tensor_parallel_size": (("mcore",), "describes a Megatron checkpoint"),
@@ -24,7 +24,7 @@ _ONLY: dict[str, tuple[tuple[str, ...], str]] = {
 """Flag -> (the `--to` it acts for, why)."""
 
 
-def check_flags(config: Any) -> None:
+def check(config: Any) -> None:
     """Raise one UserError for every flag out of range, or given for a direction in which it would do nothing.
 
     Args:
@@ -43,31 +43,12 @@ def check_flags(config: Any) -> None:
     for name in ("make_vocab_size_divisible_by", "num_layers_per_virtual_pipeline_stage"):
         value = getattr(config, name, None)
         problems.check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1")
+    problems.attempt(lambda: check_there(config.load))
+    if config.to == "peft":
+        problems.attempt(lambda: refuse_existing(config.save))
     problems.raise_if_any()
 
 
-def check_source(config: Any, source: Source) -> None:
-    """The same for flags about what is read."""
-    problems, stated = Problems(), config.lora
-    problems.check(
-        config.hf_cfg_dir is None or _megatron_inside(source),
-        f"--hf-cfg-dir {config.hf_cfg_dir}: gives a Megatron checkpoint its config.json; {config.load} is none and has its "
-        "own. Leave it out",
-    )
-    given = {"--lora-r": stated.lora_r, "--lora-alpha": stated.lora_alpha}
-    if not isinstance(source, AdapterSource):
-        flags = [f"{flag} {value}" for flag, value in given.items() if value is not None]
-        flags += ["--lora-target-modules"] if stated.lora_target_modules else []
-        problems.check(
-            not flags, f"{', '.join(flags)}: there is no adapter. Leave it out, or name one with --lora-load"
-        )
-    else:
-        held = {"--lora-r": source.factors.r, "--lora-alpha": source.factors.alpha}
-        for flag, value in given.items():
-            told = f"{flag} {value}: the adapter in {source.adapter} has {held[flag]:g}. Leave it out, or give that"
-            problems.check(value is None or math.isclose(value, held[flag]), told)
-    problems.raise_if_any()
-
-
-def _megatron_inside(source: Any) -> bool:
-    return source.kind == "mcore" or (getattr(source, "base", None) is not None and _megatron_inside(source.base))
+def refuse_existing(save: Path) -> None:
+    if save.exists() and not (save.is_dir() and not any(save.iterdir())):
+        raise UserError(f"--save {save}: is there already. Choose another folder, or remove it.")

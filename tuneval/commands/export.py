@@ -7,8 +7,7 @@ from pathlib import Path
 
 from tuneval import files
 from tuneval.checkpoints.load import AdapterSource, open_source
-from tuneval.commands.convert import convert, refuse_existing, write_adapter
-from tuneval.commands.convert_flags import check_flags, check_source
+from tuneval.commands.convert import check_source, convert, write_adapter
 from tuneval.config import flags
 from tuneval.console import out
 from tuneval.errors import UserError
@@ -17,10 +16,8 @@ from tuneval.model.adapter import is_peft
 
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
-    check_flags(config)
     folder = next((f for f in (config.load / "adapter", config.load) if is_peft(f)), None)
     if config.to == "peft" and folder is not None:
-        refuse_existing(config.save)
         _copy(folder, config.save)
         out.print(f"adapter of {config.load} -> {config.save}", markup=False)
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ OPEN, CLOSE = "⟦", "⟧"
 
 def main(parsed: Parsed) -> None:
     config: InspectConfig = parsed.config
-    input_ids, labels = (IndexedDataset(sft_prefix(_known(config.data_path), c)) for c in ("input_ids", "labels"))
+    input_ids, labels = (IndexedDataset(sft_prefix(config.data_path, c)) for c in ("input_ids", "labels"))
     manifest = read_manifest(config.data_path)
     if not -len(input_ids) <= config.index < len(input_ids):
         raise UserError(f"--index {config.index}: the data set has samples 0 to {len(input_ids) - 1}")
@@ -112,16 +111,6 @@ def duplicates(input_ids: IndexedDataset) -> int:
     """Samples whose tokens an earlier one has."""
     hashes = {digest(input_ids[i]) for i in track(range(len(input_ids)), "duplicates")}
     return len(input_ids) - len(hashes)
-
-
-def _known(prefix: Path) -> Path:
-    """The prefix itself, or an error that lists the data sets beside it."""
-    if sft_prefix(prefix, "input_ids").with_name(sft_prefix(prefix, "input_ids").name + ".idx").is_file():
-        return prefix
-    ending = "_packed_input_ids_document.idx"
-    beside = [str(p).removesuffix(ending) for p in sorted(prefix.parent.glob(f"*{ending}"))]
-    hint = f"there is {', '.join(beside)}" if beside else "give the --output-prefix of preprocess"
-    raise UserError(f"--data-path {prefix}: no data set of this prefix; {hint}")
 
 
 def _tokenizer_folder(config: InspectConfig, manifest: dict[str, Any] | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import read_config
 from tuneval.checkpoints.load import open_source
+from tuneval.commands.plan_flags import memory_bytes
 from tuneval.commands.plan_report import as_json, print_plan, print_suggestion
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import PlanConfig
@@ -20,8 +20,6 @@ from tuneval.parallel.mesh import Layout, make_layout, without_effect
 from tuneval.planning.estimate import Estimate, Job, Speed, estimate
 from tuneval.planning.rehearsal import Rehearsals
 from tuneval.planning.search import Candidate, cheapest, fits
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,10 @@ def main(parsed: Parsed) -> int:
     config: PlanConfig = parsed.config
     hf_config = _model_config(config)
     problems = Problems()
-    _check(config, problems)
     tp, pp = config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size
     world_size = config.world_size or max(1, tp * pp)
     layout = make_layout(config.parallel, hf_config, world_size, problems, config.batch.global_batch_size)
-    memory = _memory(config.device_memory, problems)
+    memory = None if config.device_memory is None else memory_bytes(config.device_memory)
     targets = ()
     try:
         check_model_facts(parsed.model_facts, hf_config.to_dict())
@@ -94,41 +91,6 @@ def _model_config(config: PlanConfig) -> Any:
     if (config.load / "config.json").is_file():
         return read_config(config.load)
     return open_source(config.load).config
-
-
-def _check(config: PlanConfig, problems: Problems) -> None:
-    batch, precision = config.batch, config.precision
-    given = [name for name in ("bf16", "fp16", "fp32") if getattr(precision, name)]
-    problems.check(len(given) < 2, f"--{' --'.join(given)}: give one of them")
-    positive = {
-        "world-size": config.world_size,
-        "nproc-per-node": config.nproc_per_node,
-        "seq-length": config.seq_length,
-        "device-tflops": config.device_tflops,
-        "link-gbytes": config.link_gbytes,
-        "global-batch-size": batch.global_batch_size,
-        "micro-batch-size": batch.micro_batch_size,
-        "micro-batch-tokens": batch.micro_batch_tokens,
-        "train-iters": batch.train_iters,
-        "train-epochs": batch.train_epochs,
-        "lora-r": config.lora.lora_r,
-    }
-    for flag, value in positive.items():
-        problems.check(value is None or value > 0, f"--{flag} {value}: must be above 0")
-    problems.check(
-        batch.train_iters is None or batch.train_epochs is None, "--train-iters and --train-epochs: give one of them"
-    )
-
-
-def _memory(text: str | None, problems: Problems) -> int | None:
-    """`64GiB`, `64GB`, `64G` -> bytes."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", text.strip().upper())
-    if match is None or float(match[1]) == 0 or match[2] == "I":
-        problems.add(f"--device-memory {text}: give a size such as 64GiB or 32GB")
-        return None
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _job(config: PlanConfig, hf_config: Any, targets: tuple[str, ...]) -> tuple[Job, Run]:

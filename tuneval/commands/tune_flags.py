@@ -7,7 +7,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
+from tuneval.checkpoints.paths import check_there
 from tuneval.config.schema import TuneConfig
+from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems
 
 
@@ -40,6 +42,15 @@ def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfi
         precision=replace(config.precision, bf16=config.precision.dtype == "bf16"),
         lora=lora,
     )
+
+
+def check(config: TuneConfig) -> None:
+    """Raise one UserError for the flags, and for paths where nothing is."""
+    problems = Problems()
+    check_flags(config, problems)
+    problems.attempt(lambda: check_there(config.model.load))
+    problems.attempt(lambda: check_files(sft_prefix(config.data.data_path, "input_ids")))
+    problems.raise_if_any()
 
 
 def check_flags(config: TuneConfig, problems: Problems) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +18,12 @@ from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
 from tuneval.data.tokenizer import load_tokenizer
-from tuneval.errors import Problems, UserError
+from tuneval.errors import Problems
 from tuneval.files import check_free_space, sha256_json
 from tuneval.model.adapter import Adapter
 from tuneval.model.lora import hf_targets
 from tuneval.parallel.mesh import Layout, make_layout, without_effect
 from tuneval.training.schedule import Schedule
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,47 +68,39 @@ def make_plan(parsed: Parsed) -> Plan:
     """
     config, problems = parsed.config, Problems()
     check_flags(config, problems)
-    source = _attempt(problems, lambda: open_with_tokenizer(config.model.load, config.model.tokenizer_name_or_path))
-    dataset = _attempt(problems, lambda: SftDataset(config.data.data_path))
+    source = problems.attempt(lambda: open_with_tokenizer(config.model.load, config.model.tokenizer_name_or_path))
+    dataset = problems.attempt(lambda: SftDataset(config.data.data_path))
     borders = None
     if dataset is not None:
-        borders = _attempt(problems, lambda: split_borders(len(dataset), config.data.split))
+        borders = problems.attempt(lambda: split_borders(len(dataset), config.data.split))
     problems.raise_if_any()
     lora, adapter = open_earlier(config.lora, source)
     config = replace(config, lora=lora)
 
     config = resolve(config, source.config, borders[1])
     folder = config.model.tokenizer_name_or_path or source.folder
-    tokenizer = _attempt(problems, lambda: load_tokenizer(folder))
+    tokenizer = problems.attempt(lambda: load_tokenizer(folder))
     template = None
     if tokenizer is not None:
         _check_tokenizer(config, dataset, tokenizer, problems)
         template = _check_template(config, source, dataset, tokenizer, problems)
-    _attempt(problems, lambda: check_model_facts(parsed.model_facts, source.config.to_dict()))
+    problems.attempt(lambda: check_model_facts(parsed.model_facts, source.config.to_dict()))
     _check_model(config, source, problems)
     size = config.batch.global_batch_size
     layout = make_layout(config.parallel, source.config, runtime.world_size(), problems, size)
     if config.lora.enabled:
-        targets = _attempt(problems, lambda: hf_targets(config.lora.lora_target_modules, source.config))
+        targets = problems.attempt(lambda: hf_targets(config.lora.lora_target_modules, source.config))
         config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))
     _check_data(config, source, dataset, borders, problems)
     schedule = Schedule(config.optim, config.batch.train_iters, config.batch.global_batch_size)
     schedule.check(problems)
-    _attempt(problems, lambda: _check_disk(config, source))
+    problems.attempt(lambda: _check_disk(config, source))
     problems.raise_if_any()
     if template is not None:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
     for notice in without_effect(config.parallel, layout):
         console.note(notice)
     return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, adapter)
-
-
-def _attempt(problems: Problems, action: Callable[[], T]) -> T | None:
-    try:
-        return action()
-    except UserError as error:
-        problems.add(str(error))
-        return None
 
 
 def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None:
@@ -142,7 +131,7 @@ def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tok
         console.note(f"{config.data.data_path}_manifest.json: not there, so the data's template can't be checked")
         if flag is None and not record and not getattr(tokenizer, "chat_template", None):
             return None
-    template = _attempt(problems, lambda: load_template(name, tokenizer))
+    template = problems.attempt(lambda: load_template(name, tokenizer))
     if template is None:
         return None
     if manifest and manifest["template_fingerprint"] != template.fingerprint:

@@ -32,6 +32,15 @@ def sft_prefix(prefix: str | Path, column: str) -> Path:
     return Path(f"{prefix}_packed_{column}_document")
 
 
+def check_files(path_prefix: Path) -> tuple[Path, Path]:
+    """The paths of a pair's .idx and .bin. Raises a UserError where one of them is missing."""
+    index_path, bin_path = (path_prefix.with_name(path_prefix.name + s) for s in (".idx", ".bin"))
+    for path in (index_path, bin_path):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file. Give the prefix that preprocess got as --output-prefix")
+    return index_path, bin_path
+
+
 class IndexedWriter:
     """Writes one .bin/.idx pair of int32 sequences; both appear only when the `with` block ends well.
 
@@ -145,10 +154,7 @@ class IndexedDataset:
 
     def __init__(self, path_prefix: str | Path) -> None:
         self.path_prefix = Path(path_prefix)
-        index_path, bin_path = (self.path_prefix.with_name(self.path_prefix.name + s) for s in (".idx", ".bin"))
-        for path in (index_path, bin_path):
-            if not path.is_file():
-                raise UserError(f"{path}: no such file. Give the prefix that preprocess got as --output-prefix")
+        index_path, bin_path = check_files(self.path_prefix)
         self._read_index(index_path)
         size, needed = bin_path.stat().st_size, int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
         if size < needed:

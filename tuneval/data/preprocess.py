@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from tuneval import runtime
 from tuneval.config.flags import to_dict
 from tuneval.config.schema import PreprocessConfig
 from tuneval.console import note, progress_bar
@@ -198,6 +197,8 @@ def _manifest(
     lengths = np.frombuffer(tally.lengths, np.int32)
     hashes = {sft_prefix(config.output_prefix, c).name + ".bin": w.sha256 for c, w in writers.items()}
     vocabulary = template.tokenizer.get_vocab()
+    from tuneval import runtime  # brings torch, which nothing else here needs
+
     return {
         "schema_version": SCHEMA_VERSION,
         "samples": writers["input_ids"].sequences,

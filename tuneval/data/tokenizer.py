@@ -20,16 +20,22 @@ def load_tokenizer(folder: str | Path, fast: bool = True) -> Any:
     Raises:
         UserError: no tokenizer there (transformers would make an empty one), or one that it can't use.
     """
+    found = find_tokenizer(folder)
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
-    found = next((f for f in (folder, folder / "model", folder / "adapter") if _holds_tokenizer(f)), None)
-    if found is None:
-        raise UserError(_nothing_there(folder))
     try:
         return AutoTokenizer.from_pretrained(found, use_fast=fast, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exceptions, and transformers what its versions like
         raise UserError(f"{found}: no tokenizer that transformers can use ({type(error).__name__}: {error})") from None
+
+
+def find_tokenizer(folder: str | Path) -> Path:
+    """The folder with the tokenizer's files: `folder` itself, or its model/ or adapter/. Raises a UserError for none."""
+    folder = Path(folder)
+    found = next((f for f in (folder, folder / "model", folder / "adapter") if _holds_tokenizer(f)), None)
+    if found is None:
+        raise UserError(_nothing_there(folder))
+    return found
 
 
 def _holds_tokenizer(folder: Path) -> bool:

@@ -11,6 +11,8 @@ from tuneval.evaluation.styles import Style
 from tuneval.evaluation.tasks import Task
 
 STYLES = {(style.task, style.name): style for style in (*CEVAL_STYLES, *FURTHER_STYLES)}
+HARNESS = "lm_eval:"
+"""Before the name of a task of lm-evaluation-harness in `--task`."""
 ALL = "all"
 """`--style all`: every style of a task that reads scores; the others generate text, which takes far longer."""
 
