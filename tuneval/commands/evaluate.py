@@ -8,19 +8,19 @@ from pathlib import Path
 from tuneval import console
 from tuneval.checkpoints.load import Loaded
 from tuneval.commands import evaluate_harness, evaluate_matrix
+from tuneval.commands.evaluate_flags import chosen, output_of, subjects_of
 from tuneval.commands.evaluate_run import Examination, load, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
-from tuneval.errors import Problems, UserError
-from tuneval.evaluation.catalogue import ALL, find_styles
-from tuneval.evaluation.contamination import check_training_data, measure
+from tuneval.errors import UserError
+from tuneval.evaluation.catalogue import ALL, HARNESS
+from tuneval.evaluation.contamination import measure
 from tuneval.evaluation.decisions import Reply
 from tuneval.evaluation.exam import Exam
-from tuneval.evaluation.harness import PREFIX
 from tuneval.evaluation.model_scorer import ModelScorer
 from tuneval.evaluation.styles import Style, check_shots
-from tuneval.evaluation.tasks import Task, find_task, load_exam
+from tuneval.evaluation.tasks import Task, load_exam
 from tuneval.evaluation.units import Ranks
 from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
@@ -32,10 +32,9 @@ from tuneval.report.records import EvalResult, write_record
 def main(parsed: flags.Parsed) -> int:
     config: EvaluateConfig = parsed.config
     if config.load is None:
-        _check_comparison(config)
         before, after = config.compare
         _compare(before, after, config.output or (after.parent if after.suffix == ".json" else after))
-    elif config.task.startswith(PREFIX):
+    elif config.task.startswith(HARNESS):
         evaluate_harness.evaluate(config, parsed.model_facts)
     else:
         evaluate(config, parsed.model_facts)
@@ -57,10 +56,10 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     Raises:
         UserError: settings, exam or model can't be used.
     """
-    task, styles = _check(config)
+    task, styles = chosen(config)
+    _say_without_effect(config, styles)
     examinations = _examinations(config, task, styles)
-    output = _output(config, task, styles)
-    _check_output(output, config.compare)
+    output = output_of(config, task, styles)
     for earlier in config.compare:
         check_comparable(earlier, examinations[0].config, examinations[0].asked)
     console.note(f"loading {config.load}")
@@ -98,39 +97,6 @@ def _compare(a: Path, b: Path, output: Path) -> None:
     tables.print_comparison(comparison, output)
 
 
-def _check(config: EvaluateConfig) -> tuple[Task, list[Style]]:
-    task = find_task(config.task)
-    problems = Problems()
-    problems.check(config.task_data_path, "--task-data-path: give the exam's folder or zip")
-    splits = ", ".join(task.layout.files)
-    problems.check(config.split in (None, *task.layout.files), f"--split {config.split}: {task.name} has {splits}")
-    problems.check(config.limit is None or config.limit > 0, f"--limit {config.limit}: must be at least 1")
-    problems.check(config.batch_tokens > 0, f"--batch-tokens {config.batch_tokens}: must be positive; 4096 is usual")
-    problems.check(
-        config.subjects is None or _subjects(config),
-        f"--subjects {config.subjects!r}: names none; leave it out for all",
-    )
-    problems.check(config.noise_questions >= 0, f"--noise-questions {config.noise_questions}: must be 0 or more")
-    problems.check(
-        config.max_new_tokens is None or config.max_new_tokens > 0,
-        f"--max-new-tokens {config.max_new_tokens}: must be at least 1",
-    )
-    problems.check(
-        len(config.compare) <= 1,
-        f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
-    )
-    problems.raise_if_any()
-    if config.train_data is not None:
-        check_training_data(config.train_data)
-    styles = find_styles(task, config.style, chat=not config.no_chat_template)
-    problems.check(
-        not (config.compare and len(styles) > 1), f"--compare: needs one --style, {len(styles)} are asked for"
-    )
-    problems.raise_if_any()
-    _say_without_effect(config, styles)
-    return task, styles
-
-
 def _say_without_effect(config: EvaluateConfig, styles: list[Style]) -> None:
     """One line for each flag that changes nothing with these styles."""
     plain = all(s.form == "plain" for s in styles)
@@ -149,10 +115,6 @@ def _say_without_effect(config: EvaluateConfig, styles: list[Style]) -> None:
             console.note(f"--{flag}: no effect, {why}")
 
 
-def _subjects(config: EvaluateConfig) -> tuple[str, ...]:
-    return tuple(s.strip() for s in (config.subjects or "").split(",") if s.strip())
-
-
 def _examinations(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[Examination]:
     exams: dict[int, Exam] = {}
     found, split = [], config.split or task.split
@@ -162,7 +124,7 @@ def _examinations(config: EvaluateConfig, task: Task, styles: list[Style]) -> li
             shots = min(shots, style.max_shots)
         check_shots(style, shots, split)
         if shots not in exams:
-            exams[shots] = load_exam(task, config.task_data_path, split, _subjects(config), config.limit, shots)
+            exams[shots] = load_exam(task, config.task_data_path, split, subjects_of(config), config.limit, shots)
         if config.max_new_tokens is not None and isinstance(style.decision, Reply):
             both = {"decision": style.decision, "zero_shot_decision": style.zero_shot_decision}
             longer = {k: d and replace(d, max_new_tokens=config.max_new_tokens) for k, d in both.items()}
@@ -196,44 +158,3 @@ def _without_template(examinations: list[Examination], config: EvaluateConfig) -
     if lacking:
         console.note(f"left out, the model has no chat template: {', '.join(lacking)}")
     return [replace(e, chat=False) for e in examinations if not e.style.needs_chat_template]
-
-
-def _check_comparison(config: EvaluateConfig) -> None:
-    if len(config.compare) != 2:
-        raise UserError(
-            f"--load is missing and --compare names {len(config.compare)} results: give --load MODEL to score a model, "
-            "or --compare BEFORE AFTER to compare two results"
-        )
-    names = ("lora_load", "task_data_path", "subjects", "limit", "split", "style", "shots", "prompt_type", "train_data")
-    unused = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
-    if unused:
-        raise UserError(f"{', '.join(unused)}: nothing is scored without --load; give --load, or leave it out")
-
-
-def _output(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
-    """`--output`, or for a run folder RUN/evaluation/TASK-STYLE, with what is not the usual setting behind it."""
-    if config.output is not None:
-        return config.output
-    if not (config.load / "metrics.jsonl").is_file():
-        raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
-    split = config.split or task.split
-    unusual = [split] if split != task.split else []
-    if len(styles) > 1:
-        return config.load / "evaluation" / "-".join([task.name, "matrix", *unusual])
-    style = styles[0]
-    unusual += [f"{config.shots}shot"] if config.shots not in (None, style.shots) else []
-    return config.load / "evaluation" / "-".join([task.name, style.name, *unusual])
-
-
-def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
-    """Before an hour of scoring: whether the result can be written, and not over the one to compare with."""
-    problems = Problems()
-    there = next(p for p in (output, *output.absolute().parents) if p.exists() or p.is_symlink())
-    problems.check(there.is_dir(), f"--output {output}: {there} is a file; give a folder")
-    for earlier in compare:
-        folder = earlier.parent if earlier.name == "results.json" else earlier
-        problems.check(
-            folder.resolve() != output.resolve(),
-            f"--compare {earlier}: this call's result would take its place; give another --output",
-        )
-    problems.raise_if_any()

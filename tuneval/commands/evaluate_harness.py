@@ -12,7 +12,8 @@ from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import UserError
 from tuneval.evaluation import stats
-from tuneval.evaluation.harness import PREFIX, HarnessRun, run_harness
+from tuneval.evaluation.catalogue import HARNESS
+from tuneval.evaluation.harness import HarnessRun, run_harness
 from tuneval.evaluation.units import Ranks
 from tuneval.files import sha256_json, write_json
 from tuneval.report import tables
@@ -46,7 +47,7 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     loaded = load(config)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
     started = time.monotonic()
-    name = config.task.removeprefix(PREFIX)
+    name = config.task.removeprefix(HARNESS)
     run = run_harness(loaded, name, config.task_data_path, config.shots, style == "chat", config.limit)
     seconds = time.monotonic() - started
     if run.metric is None:

@@ -19,13 +19,12 @@ from tuneval.data.records import Message
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable, write_jsonl
-from tuneval.inference.generate import TextStream, check_sampling, choose_template, generate, positions_limit
+from tuneval.inference.generate import TextStream, choose_template, generate, positions_limit
 from tuneval.report.records import SampleAnswer
 
 
 def main(parsed: Parsed) -> None:
     config: GenerateConfig = parsed.config
-    _check(config)
     rows, conversations = read_input(config)
     earlier = None if config.before is None else earlier_answers(rows, config)
     output = config.output if earlier is None else config.output or config.load / "samples.jsonl"
@@ -99,30 +98,6 @@ def answer_all(
             bar.advance(len(batch))
     everyone = {i: answer for part in mesh.gather(answers) for i, answer in part.items()}
     return [everyone[i] for i in range(len(prompts))]
-
-
-def _check(config: GenerateConfig) -> None:
-    problems = Problems()
-    problems.check(
-        (config.prompt is None) != (config.input is None), "give one of --prompt TEXT and --input FILE.jsonl"
-    )
-    problems.check(
-        config.output is None or config.input is not None,
-        "--output: goes with --input; the answer to --prompt goes to standard output",
-    )
-    problems.check(
-        config.before is None or (config.input is not None and config.load.is_dir()),
-        "--before: goes with --input FILE.jsonl and a run folder to --load",
-    )
-    problems.check(
-        config.output is None or config.input is None or config.output.resolve() != config.input.resolve(),
-        f"--output {config.output}: is --input; choose another file",
-    )
-    problems.check(config.batch_size >= 1, f"--batch-size {config.batch_size}: must be at least 1")
-    given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
-    problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
-    problems.raise_if_any()
-    check_sampling(config.sampling)
 
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:

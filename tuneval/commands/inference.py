@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from tuneval import console
 from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.commands.inference_flags import sampling_of
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import InferenceConfig, SamplingConfig
 from tuneval.data.records import Message
 from tuneval.data.template import Template, load_template
-from tuneval.errors import Problems
 from tuneval.inference.chat import Chat, run_chat, typed_lines
-from tuneval.inference.generate import check_sampling, choose_template, generate
+from tuneval.inference.generate import choose_template, generate
 
 PROMPT = "how are you?"
 """What every task but chat answers there."""
@@ -37,14 +37,7 @@ CHAT_HINTS = (
 
 def main(parsed: Parsed) -> None:
     config: InferenceConfig = parsed.config
-    sampling = SamplingConfig(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=config.seed,
-    )
-    _check(config, sampling)
+    sampling = sampling_of(config)
     console.note(f"loading {config.load}")
     loaded = load_model(
         config.load,
@@ -66,17 +59,6 @@ def main(parsed: Parsed) -> None:
             _chat(config, loaded, template, sampling)
         else:
             _answer(task, loaded, template, sampling)
-
-
-def _check(config: InferenceConfig, sampling: SamplingConfig) -> None:
-    problems = Problems()
-    problems.check(config.task, "--task: name at least one")
-    problems.check(
-        not (config.hf_chat_template and config.prompt_type), "--hf-chat-template and --prompt-type: give one of them"
-    )
-    problems.check(config.history_turns >= 0, f"--history-turns {config.history_turns}: must be at least 0")
-    problems.raise_if_any()
-    check_sampling(sampling)
 
 
 def _template(config: InferenceConfig, loaded: Loaded) -> Template:

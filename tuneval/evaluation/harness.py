@@ -14,10 +14,9 @@ from typing import Any
 
 from tuneval.checkpoints.load import Loaded
 from tuneval.errors import UserError
+from tuneval.evaluation.catalogue import HARNESS
 from tuneval.parallel.mesh import Mesh
 
-PREFIX = "lm_eval:"
-"""Before a task's name in `--task`."""
 BATCH = 8
 
 
@@ -67,7 +66,7 @@ def run_harness(
             that call Python.
     """
     if find_spec("lm_eval") is None:
-        raise UserError(f"--task {PREFIX}{name}: needs lm-evaluation-harness; pip install 'tuneval[lm-eval]'")
+        raise UserError(f"--task {HARNESS}{name}: needs lm-evaluation-harness; pip install 'tuneval[lm-eval]'")
     if folder is not None:
         _check_task_files(folder)
     with _offline():
@@ -75,7 +74,7 @@ def run_harness(
         manager = tasks.TaskManager(include_path=None if folder is None else str(folder))
         if name not in manager.all_tasks:
             raise UserError(
-                f"--task {PREFIX}{name}: lm-evaluation-harness knows no such task; `lm-eval ls tasks` lists them, and "
+                f"--task {HARNESS}{name}: lm-evaluation-harness knows no such task; `lm-eval ls tasks` lists them, and "
                 "--task-data-path names a folder with task files of your own"
             )
         try:
@@ -91,7 +90,7 @@ def run_harness(
             )
         except (ConnectionError, FileNotFoundError) as error:
             raise UserError(
-                f"--task {PREFIX}{name}: its data is not on this machine ({str(error).splitlines()[0]}). The network is not "
+                f"--task {HARNESS}{name}: its data is not on this machine ({str(error).splitlines()[0]}). The network is not "
                 "used here: load the data set once with `datasets`, or name local files in task files of your own "
                 "(--task-data-path)"
             ) from None
