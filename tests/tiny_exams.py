@@ -53,3 +53,20 @@ def tiny_exam(task: str, questions: int = 2) -> Exam:
         dev={subject.id: tuple(question(task, 10 + i, "ABCDA"[i]) for i in range(5))},
         data_sha256="0",
     )
+
+
+HARNESS_TASK = """
+task: toy_ceval
+dataset_path: json
+dataset_kwargs: {{data_files: {{val: {folder}/val.jsonl, dev: {folder}/dev.jsonl}}}}
+validation_split: val
+fewshot_split: dev
+fewshot_config: {{sampler: first_n}}
+output_type: multiple_choice
+description: "以下是中国关于逻辑学的单项选择题，请选出其中的正确答案。\\n\\n"
+doc_to_text: "{{{{question.strip()}}}}\\nA. {{{{A}}}}\\nB. {{{{B}}}}\\nC. {{{{C}}}}\\nD. {{{{D}}}}\\n答案："
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: "{{{{['A', 'B', 'C', 'D'].index(answer)}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+"""C-Eval as lm_eval/tasks/ceval says it to lm-evaluation-harness, over val.jsonl and dev.jsonl of `folder`."""

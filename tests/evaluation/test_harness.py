@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from lively import lively_folder
-from tiny_exams import SUBJECTS, tiny_exam
+from tiny_exams import HARNESS_TASK, SUBJECTS, tiny_exam
 
 pytest.importorskip("lm_eval")
 
@@ -19,22 +19,6 @@ from tuneval.evaluation.harness import run_harness
 from tuneval.evaluation.styles import prompts
 from tuneval.report.records import EvalResult, Prediction, read_record, read_records
 
-TASK = """
-task: toy_ceval
-dataset_path: json
-dataset_kwargs: {{data_files: {{val: {folder}/val.jsonl, dev: {folder}/dev.jsonl}}}}
-validation_split: val
-fewshot_split: dev
-fewshot_config: {{sampler: first_n}}
-output_type: multiple_choice
-description: "以下是中国关于逻辑学的单项选择题，请选出其中的正确答案。\\n\\n"
-doc_to_text: "{{{{question.strip()}}}}\\nA. {{{{A}}}}\\nB. {{{{B}}}}\\nC. {{{{C}}}}\\nD. {{{{D}}}}\\n答案："
-doc_to_choice: ["A", "B", "C", "D"]
-doc_to_target: "{{{{['A', 'B', 'C', 'D'].index(answer)}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-"""As lm_eval/tasks/ceval says, over local files."""
-
 
 @pytest.fixture
 def own(tmp_path) -> Path:
@@ -44,7 +28,7 @@ def own(tmp_path) -> Path:
     for split, rows in (("val", exam.questions["logic"]), ("dev", exam.dev["logic"])):
         lines = [json.dumps({"question": q.question, **q.choices, "answer": q.answer}) + "\n" for q in rows]
         (folder / f"{split}.jsonl").write_text("".join(lines))
-    (folder / "toy.yaml").write_text(TASK.format(folder=folder), encoding="utf-8")
+    (folder / "toy.yaml").write_text(HARNESS_TASK.format(folder=folder), encoding="utf-8")
     return folder
 
 

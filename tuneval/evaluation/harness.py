@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tuneval import runtime
 from tuneval.checkpoints.load import Loaded
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import HARNESS
@@ -94,7 +95,7 @@ def run_harness(
                 "used here: load the data set once with `datasets`, or name local files in task files of your own "
                 "(--task-data-path)"
             ) from None
-    return _run(found)
+    return loaded.mesh.first(_run(found) if runtime.is_main() else None)  # it gives its figures to the first alone
 
 
 def _model(loaded: Loaded) -> Any:
