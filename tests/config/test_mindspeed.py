@@ -212,6 +212,19 @@ def test_ways_to_ask_ceval(more, style):
     assert "collapses" not in said
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("--task ceval --prompt-type qwen --alternative-prompt", "--alternative-prompt: no effect, --prompt-type asks"),
+        ("--task ceval --no-chat-template --eval-language zh", "--eval-language: no effect, C-Eval without a template"),
+        ("--task ceval --style official --eval-language zh", "--eval-language: no effect, --style official says how"),
+        ("--task cmmlu --alternative-prompt --eval-language zh", "--alternative-prompt, --eval-language: no effect, the exam"),
+    ],
+)  # fmt: skip
+def test_what_says_nothing_about_asking_is_told(more, told):
+    assert told in read("evaluation.py", *f"--load m --task-data-path d {more}".split())[1]
+
+
 def test_evaluation_tells_the_template_trap_and_the_sample():
     config, said = read("evaluation.py", *"--load m --task ceval --task-data-path e --max-eval-samples 7".split())
     assert config.limit == 7 and "its score collapses" in said and "random sample" in said
@@ -222,7 +235,10 @@ def test_other_exams_and_those_that_are_not_built_in():
     config, said = read(
         "evaluation.py", *"--load m --task mmlu_ppl --task-data-path mmlu/test --no-chat-template".split()
     )
-    assert (config.task, config.style, config.split) == ("mmlu", None, "test") and "usual style" in said
+    assert (config.task, config.style, config.split) == ("mmlu", None, "test")
+    assert "usual style, scored by logits" in said
+    config, said = read("evaluation.py", *"--load m --task gsm8k --task-data-path d --max-new-tokens 200".split())
+    assert (config.allow_unparsed, config.max_new_tokens) == (True, 200) and "unreadable ones wrong" in said
     with pytest.raises(UserError, match="lm_eval:humaneval"):
         read("evaluation.py", *"--load m --task human_eval --task-data-path d".split())
     with pytest.raises(UserError, match="give one of mmlu_ppl, ceval"):

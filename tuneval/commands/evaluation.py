@@ -37,7 +37,7 @@ def lines(result: EvalResult, predictions: list[Prediction]) -> list[str]:
     for subject in dict.fromkeys(p.subject for p in predictions):
         own = [p for p in predictions if p.subject == subject]
         right = sum(bool(p.correct) for p in own)
-        said += [f"correct: {p.answer}, AI: {p.prediction if p.response is None else p.response}" for p in own]
+        said += [f"correct: {p.answer}, AI: {_answered(p)}" for p in own]
         said.append(f"{subject} has {right} corrects in {len(own)} questions, with accuracy {right / len(own)}")
         table.append((subject, str(len(own)), f"{right / len(own):.6f}"))
     right, n = sum(bool(p.correct) for p in predictions), len(predictions)
@@ -45,6 +45,13 @@ def lines(result: EvalResult, predictions: list[Prediction]) -> list[str]:
     table.append(("total", str(n), f"{right / n:.6f}"))
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     return said + ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in table]
+
+
+def _answered(prediction: Prediction) -> str:
+    """What was read out of the reply; where nothing was, the reply itself, on one line."""
+    if prediction.prediction is not None or prediction.response is None:
+        return str(prediction.prediction)
+    return " ".join(prediction.response.split())
 
 
 def _output(config: EvaluationConfig) -> Path:

@@ -23,6 +23,9 @@ EVALUATION_TASKS = {
 }
 """MindSpeed-LLM's task -> ours."""
 
+REPLYING = ("gsm8k", "agieval")
+"""Exams whose usual style reads what the model writes."""
+
 HARNESS_TASKS = {"bbh": "bbh", "human_eval": "humaneval", "needlebench": "niah_single_1"}
 """Tasks that are not built in -> what lm-evaluation-harness calls such a one."""
 
@@ -57,27 +60,46 @@ def _split_folder(words: Words) -> None:
 
 
 def _evaluation_style(words: Words, task: str) -> None:
-    """C-Eval's three ways of asking; other exams have their usual style, which scores letters."""
-    language = words.take("eval-language", "en")
-    alternative = words.drop("alternative-prompt")
+    """C-Eval's three ways of asking; other exams have their usual style."""
     if words.drop("hf-chat-template"):
         words.give("prompt-type", "auto")
     if "style" in words:
-        return
-    if task != "ceval":
-        words.drop("prompt-type", "no-chat-template", "max-new-tokens")
-        words.note(
-            f"--task {task}: asked in the exam's usual style and scored by logits; MindSpeed-LLM's own prompts are "
-            "here for ceval alone"
-        )
-    elif "prompt-type" in words:
+        _told(words, f"--style {words.value('style')} says how to ask", "eval-language", "alternative-prompt")
+    elif task == "ceval":
+        _ceval_style(words)
+    else:
+        _usual_style(words, task)
+
+
+def _ceval_style(words: Words) -> None:
+    if "prompt-type" in words:
+        _told(words, "--prompt-type asks through the chat template", "alternative-prompt")
+        language = words.take("eval-language", "en")
         words.give("style", "mindspeed_template_zh" if language == "zh" else "mindspeed_template")
     else:
+        alternative = words.drop("alternative-prompt")
+        _told(words, "C-Eval without a template is asked in Chinese", "eval-language")
         words.give("style", "mindspeed_alt" if alternative else "mindspeed_direct")
         if "no-chat-template" not in words:
             words.note(
                 "neither --no-chat-template nor --prompt-type: a chat model gets the exam as one user turn without a "
                 "generation prompt, as in MindSpeed-LLM, and its score collapses"
             )
-    if words.value("style"):
-        words.give("allow-unparsed")  # whatever is not the letter is wrong there, and counted
+    words.give("allow-unparsed")  # whatever is not the letter is wrong there, and counted
+
+
+def _usual_style(words: Words, task: str) -> None:
+    how = "its replies read, unreadable ones wrong" if task in REPLYING else "scored by logits"
+    words.note(
+        f"--task {task}: asked in the exam's usual style, {how}; MindSpeed-LLM's own prompts are here for ceval alone"
+    )
+    _told(words, "the exam's usual style has its own words", "alternative-prompt", "eval-language")
+    if task in REPLYING:
+        words.give("allow-unparsed")
+
+
+def _told(words: Words, why: str, *names: str) -> None:
+    """Take out flags that change nothing, and say why."""
+    given = words.drop(*names)
+    if given:
+        words.note(f"{', '.join(given)}: no effect, {why}")
