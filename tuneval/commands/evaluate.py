@@ -8,7 +8,7 @@ from pathlib import Path
 from tuneval import console
 from tuneval.checkpoints.load import Loaded
 from tuneval.commands import evaluate_harness, evaluate_matrix
-from tuneval.commands.evaluate_flags import chosen, output_of, subjects_of
+from tuneval.commands.evaluate_flags import chosen, exams_of, output_of
 from tuneval.commands.evaluate_run import Examination, load, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
@@ -17,10 +17,9 @@ from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import ALL, HARNESS
 from tuneval.evaluation.contamination import measure
 from tuneval.evaluation.decisions import Reply
-from tuneval.evaluation.exam import Exam
 from tuneval.evaluation.model_scorer import ModelScorer
-from tuneval.evaluation.styles import Style, check_shots
-from tuneval.evaluation.tasks import Task, load_exam
+from tuneval.evaluation.styles import Style
+from tuneval.evaluation.tasks import Task
 from tuneval.evaluation.units import Ranks
 from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
@@ -116,22 +115,15 @@ def _say_without_effect(config: EvaluateConfig, styles: list[Style]) -> None:
 
 
 def _examinations(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[Examination]:
-    exams: dict[int, Exam] = {}
     found, split = [], config.split or task.split
-    for style in styles:
-        shots = style.shots if config.shots is None else config.shots
-        if config.style == ALL:
-            shots = min(shots, style.max_shots)
-        check_shots(style, shots, split)
-        if shots not in exams:
-            exams[shots] = load_exam(task, config.task_data_path, split, subjects_of(config), config.limit, shots)
+    for style, shots, exam in exams_of(config, task, styles):
         if config.max_new_tokens is not None and isinstance(style.decision, Reply):
             both = {"decision": style.decision, "zero_shot_decision": style.zero_shot_decision}
             longer = {k: d and replace(d, max_new_tokens=config.max_new_tokens) for k, d in both.items()}
             style = replace(style, **longer)
         settled = replace(config, split=split, style=style.name, shots=shots)
         chat = not config.no_chat_template
-        found.append(Examination(exam=exams[shots], style=style, shots=shots, config=settled, chat=chat))
+        found.append(Examination(exam=exam, style=style, shots=shots, config=settled, chat=chat))
     return found
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from tuneval.checkpoints.paths import check_there
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import Problems, UserError
-from tuneval.evaluation.catalogue import HARNESS, find_styles
+from tuneval.evaluation.catalogue import ALL, HARNESS, find_styles
 from tuneval.evaluation.contamination import check_training_data
-from tuneval.evaluation.styles import Style
-from tuneval.evaluation.tasks import Task, find_task
+from tuneval.evaluation.exam import Exam
+from tuneval.evaluation.styles import Style, check_shots
+from tuneval.evaluation.tasks import Task, find_task, load_exam
 
 
 def check(config: EvaluateConfig) -> None:
@@ -18,9 +19,11 @@ def check(config: EvaluateConfig) -> None:
     if config.load is None:
         _check_comparison(config)
         return
-    check_there(config.load)
     if not config.task.startswith(HARNESS):
-        _check_output(output_of(config, *chosen(config)), config.compare)
+        task, styles = chosen(config)
+        exams_of(config, task, styles)
+        output_of(config, task, styles)
+    check_there(config.load)
 
 
 def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:
@@ -56,10 +59,29 @@ def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:
     return task, styles
 
 
+def exams_of(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[tuple[Style, int, Exam]]:
+    """Each style with its number of worked examples and the questions."""
+    exams: dict[int, Exam] = {}
+    found, split = [], config.split or task.split
+    for style in styles:
+        shots = style.shots if config.shots is None else config.shots
+        if config.style == ALL:
+            shots = min(shots, style.max_shots)
+        check_shots(style, shots, split)
+        if shots not in exams:
+            exams[shots] = load_exam(task, config.task_data_path, split, subjects_of(config), config.limit, shots)
+        found.append((style, shots, exams[shots]))
+    return found
+
+
 def output_of(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
     """`--output`, or for a run folder RUN/evaluation/TASK-STYLE, with what is not the usual setting behind it."""
-    if config.output is not None:
-        return config.output
+    output = config.output or _usual_output(config, task, styles)
+    _check_output(output, config.compare)
+    return output
+
+
+def _usual_output(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
     if not (config.load / "metrics.jsonl").is_file():
         raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
     split = config.split or task.split
