@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tuneval.evaluation.sign_flip import paired_difference, sign_flip, sign_flip_counts
-from tuneval.evaluation.stats import mcnemar
+from tuneval.evaluation.stats import mcnemar, newcombe
 
 
 def scipy_p(values) -> float:
@@ -44,14 +44,36 @@ def test_many_real_differences_are_near_scipy():
     assert sign_flip(values.tolist()) == pytest.approx(float(found.pvalue), abs=0.02)
 
 
-def test_the_interval_is_that_of_the_mean():
-    counts = np.random.default_rng(1).integers(-2, 3, size=200).tolist()
-    found = paired_difference(counts, runs=2)
-    shares = np.asarray(counts) / 2
-    half = 1.959963984540054 * np.sqrt((shares**2).mean() / 200) + 1 / (200 * 2)
-    assert (found.mean, found.low, found.high) == pytest.approx(
-        (shares.mean(), shares.mean() - half, shares.mean() + half)
-    )
+def test_the_interval_holds_what_the_test_does_not_reject():
+    """Each end is a difference whose remainder is 1.96 standard errors about zero away, after half a step."""
+    counts = np.random.default_rng(1).integers(-2, 4, size=200)
+    found = paired_difference(counts.tolist(), runs=3)
+    for end in (found.low, found.high):
+        left = counts - 3 * end
+        assert (abs(left.sum()) - 1) / np.sqrt((left**2).sum()) == pytest.approx(1.959963984540054)
+    assert found.mean == pytest.approx(counts.mean() / 3) == pytest.approx((found.low + found.high) / 2)
+
+
+@pytest.mark.parametrize("lost, won, both", [(0, 120, 43), (20, 45, 60), (3, 5, 100)])
+def test_one_run_a_side_is_near_newcombe(lost, won, both):
+    n = 163
+    found = paired_difference([-1] * lost + [1] * won + [0] * (n - lost - won), runs=1)
+    assert (found.low, found.high) == pytest.approx(newcombe(both, lost, won, n), abs=0.02)
+
+
+@pytest.mark.parametrize("win, lose", [(0.7, 0.0), (0.1, 0.05)])
+def test_intervals_hold_the_truth_19_times_in_20(win, lose):
+    generator, hits = np.random.default_rng(2), 0
+    for _ in range(400):
+        won, lost, same = generator.multinomial(150, [win, lose, 1 - win - lose])
+        found = paired_difference([1] * won + [-1] * lost + [0] * same, runs=1)
+        hits += found.low <= win - lose <= found.high
+    assert 0.93 < hits / 400 < 0.99
+
+
+def test_so_few_questions_exclude_nothing():
+    found = paired_difference([1, 1, 1], runs=1)
+    assert (found.low, found.high) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize("b", range(60, 110, 2))

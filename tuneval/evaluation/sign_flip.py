@@ -27,9 +27,8 @@ class Difference:
     mean: float
     """Second side - first side: mean over questions and runs."""
     low: float
-    """Lower end of its 95% interval over questions; the runs themselves are taken as given. Normal, with the spread that
-    the test assumes (that about zero) and half a step of the sums that can occur (continuity), so that it agrees with
-    the p value on what is significant."""
+    """Lower end of its 95% interval over questions; the runs themselves are taken as given. It holds every true difference
+    that the same test, by the normal distribution, would not reject: at zero it agrees with the p value."""
     high: float
     p_value: float
     """Exact, two-sided."""
@@ -47,13 +46,30 @@ def paired_difference(counts: Sequence[int], runs: int) -> Difference:
     """
     assert counts and runs > 0 and max(map(abs, counts)) <= runs, (len(counts), runs)
     n = len(counts)
-    mean = sum(counts) / (n * runs)
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * sqrt(sum(c * c for c in counts)) + gcd(*counts)
-    half /= n * runs
-    p = sign_flip_counts(counts)
+    mean, half = sum(counts) / (n * runs), _reach(counts) / (n * runs)
     return Difference(
-        questions=n, runs=runs, mean=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), p_value=p
+        questions=n,
+        runs=runs,
+        mean=mean,
+        low=max(-1.0, mean - half),
+        high=min(1.0, mean + half),
+        p_value=sign_flip_counts(counts),
     )
+
+
+def _reach(counts: Sequence[int]) -> float:
+    """How far from the sum of the counts a sum may lie that the test does not reject.
+
+    A difference d of each question is tested on what is left, counts - d: with u = sum - n d it is not rejected while
+    u - g <= z sqrt(sum (count - d)^2) = z sqrt(v + u^2 / n), where v = sum (count - mean)^2 and g is half a step of the sums
+    that can occur (continuity); solved for the largest u.
+    """
+    n, z = len(counts), NormalDist().inv_cdf((1 + LEVEL) / 2)
+    if n <= z * z:  # so few questions reject nothing
+        return float("inf")
+    g, v = gcd(*counts) or 1, sum(c * c for c in counts) - sum(counts) ** 2 / n
+    rest = 1 - z * z / n
+    return (g + sqrt(g * g - rest * (g * g - z * z * v))) / rest
 
 
 def sign_flip_counts(counts: Sequence[int]) -> float:

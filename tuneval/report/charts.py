@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -135,7 +136,7 @@ def cost(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x_format(value)))
         _value_axis(axis, y_format)
         if line is not None:
-            _line(axis, words, line, line_label)
+            _line(axis, words, line, line_label, [(d.cost, d.value) for d in dots])
         axis.set_xlabel(words.stand_in(x_label), labelpad=3)
         return words.put_in(to_svg(figure, name))
 
@@ -165,7 +166,8 @@ def heat_map(
     """
     widest = max([text_width(row) for row in rows] + [text_width(y_label)])
     left = min(14 + widest, 0.45 * WIDTH)
-    top, bottom = (18 if y_label else 4), (40 if x_label else 24)
+    labels = [_in_lines(column, len(columns)) for column in columns]
+    top, bottom = (18 if y_label else 4), (40 if x_label else 24) + 15 * (max(map(len, labels)) - 1)
     farthest = max((abs(v - middle) for row in values for v in row if v is not None), default=0.0) or 1.0
     with matplotlib.rc_context(STYLE):
         words = Texts()
@@ -176,7 +178,13 @@ def heat_map(
                     _cell(axis, i, j, value - middle, farthest)
                 axis.text(j, i, words.stand_in(texts[i][j]), ha="center", va="center", color=INK)
         axis.set_yticks(range(len(rows)), [words.stand_in(row) for row in rows])
-        axis.set_xticks(range(len(columns)), [words.stand_in(_short(c, len(columns))) for c in columns])
+        axis.set_xticks(range(len(columns)), [words.stand_in(lines[0]) for lines in labels])
+        for j, lines in enumerate(labels):
+            for line in lines[1:]:  # by itself: only then the page centres it
+                axis.annotate(
+                    words.stand_in(line), (j, 0), (0, -18), xycoords=axis.get_xaxis_transform(),
+                    textcoords="offset points", ha="center", va="top",
+                )  # fmt: skip
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlim(-0.5, len(columns) - 0.5)
         for side in ("left", "bottom"):
@@ -208,17 +216,39 @@ def _value_axis(axis: Axes, y_format: Callable[[float], str]) -> None:
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: y_format(value)))
 
 
-def _line(axis: Axes, words: Texts, value: float, label: str) -> None:
+def _line(axis: Axes, words: Texts, value: float, label: str, dots: Sequence[tuple[float, float]] = ()) -> None:
+    """A dashed line with its name at the right end, or at the left one where only that is free of dots."""
     low, high = axis.get_ylim()
     air = 0.06 * (high - low)
     axis.set_ylim(min(low, value - air), max(high, value + air))
     axis.axhline(value, color=MUTED, linestyle=(0, (3, 3)), linewidth=1)
+    left, right = axis.get_xlim()
+    long = (right - left) * text_width(label) / (0.85 * WIDTH)
+    near = [x for x, y in dots if abs(y - value) < 1.6 * air]
+    at_left = any(x > right - long for x in near) and not any(x < left + long for x in near)
     axis.text(
-        0.995, value, words.stand_in(label), transform=axis.get_yaxis_transform(), ha="right", va="bottom", color=MUTED
+        0.005 if at_left else 0.995,
+        value,
+        words.stand_in(label),
+        transform=axis.get_yaxis_transform(),
+        ha="left" if at_left else "right",
+        va="bottom",
+        color=MUTED,
     )
+
+
+def _in_lines(label: str, count: int) -> list[str]:
+    """The label in two lines at a space where one has no room for it; cut where two have none either."""
+    lines = textwrap.wrap(label, _room(count), break_long_words=False) or [label]
+    return lines if len(lines) <= 2 and all(len(line) <= _room(count) for line in lines) else [_short(label, count)]
+
+
+def _room(count: int) -> int:
+    """Characters that one of `count` labels under an axis may have."""
+    return max(4, math.floor(0.8 * WIDTH / max(count, 1) / 7.6))
 
 
 def _short(label: str, count: int) -> str:
     """A label that leaves its neighbours their room; the table beside the figure has it whole."""
-    room = max(4, math.floor(0.8 * WIDTH / max(count, 1) / 7.6))
+    room = _room(count)
     return label if len(label) <= room else label[: room - 1] + "…"

@@ -58,7 +58,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "s_second_unclear": ("不显著，本实验不能说明哪一个更好", "not significant; this sweep can't tell which is better"),
     "s_against": (
         "与微调前相比（对{n}个设置作 Holm 校正）：显著提高：{better}；显著下降：{worse}；其余{rest}个不显著。",
-        "Against the model before tuning (Holm's correction for {n} settings): significantly better: {better}; significantly worse: {worse}; the other {rest} are not significant.",
+        "Against the model before tuning (Holm's correction for {n} settings): significantly better: {better}; significantly worse: {worse}; not significant: the other {rest}.",
     ),
     "s_effect": (
         "{axis}：{best}最好（平均{best_value}），{worst}最差（{worst_value}），相差{difference}（{figures}），{verdict}。",
@@ -155,8 +155,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "sweep_common": ("下列设置与环境取自最优设置的一次训练；各设置的差别见“全部设置”。", "Taken from one run of the best setting; what differs between settings stands under Every setting."),
     "data_link": ("数据（CSV）", "Data (CSV)"),
     "m_score": (
-        "得分比较：逐题配对。每题取两侧各次训练答对次数之差，符号随机化精确检验（双侧；两侧各一次训练时即 McNemar 精确检验）；区间为逐题差值平均的 95% 正态近似区间（含连续性校正）。训练本身视为给定，换种子的波动另列。",
-        "Scores are compared question by question: the difference of right answers between both sides' runs, tested by the exact randomization of signs (two-sided; with one run a side it is the exact McNemar test); intervals are normal with continuity correction, 95%, over questions. The runs are taken as given; what another seed changes is stated apart.",
+        "得分比较：逐题配对。每题取两侧各次训练答对次数之差，符号随机化精确检验（双侧；两侧各一次训练时即 McNemar 精确检验）；区间（95%）包含该检验（正态近似）不会拒绝的全部差值。训练本身视为给定，换种子的波动另列。",
+        "Scores are compared question by question: the difference of right answers between both sides' runs, tested by the exact randomization of signs (two-sided; with one run a side it is the exact McNemar test); intervals (95%, over questions) hold what that test, by the normal distribution, would not reject. The runs are taken as given; what another seed changes is stated apart.",
     ),
     "m_loss": (
         "验证损失的比较以训练为单位：其余因素与种子都相同的训练两两配对，符号随机化精确检验。",

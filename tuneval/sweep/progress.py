@@ -16,8 +16,8 @@ from tuneval.sweep.steps import Job, Plan, Step
 class SweepProgress:
     """A bar over the points on a terminal, a line at each event elsewhere; a context manager, used by several threads."""
 
-    def __init__(self, plan: Plan, state: SweepState) -> None:
-        self.plan, self.state = plan, state
+    def __init__(self, plan: Plan, state: SweepState, jobs: int = 1) -> None:
+        self.plan, self.state, self.jobs = plan, state, jobs
         self._lock = threading.Lock()
         self._running: dict[str, tuple[Step, Job | None]] = {}
         self._scores: dict[str, float] = {}
@@ -81,8 +81,9 @@ class SweepProgress:
             label = next(job.point.label for job in self.plan.jobs if job.point.id == best)
             parts.append(f"best so far {label}: {self._figure(self._scores[best])}")
         if self._seconds and self._ended < len(self.plan.jobs):
-            left = sum(self._seconds) / len(self._seconds) * (len(self.plan.jobs) - self._ended)
-            parts.append(f"about {_time(left)} to go, one at a time")
+            left = len(self.plan.jobs) - self._ended
+            seconds = sum(self._seconds) / len(self._seconds) * left / min(self.jobs, left)
+            parts.append(f"about {_time(seconds)} to go")
         return ", ".join(parts)
 
     def _figure(self, value: float | None) -> str:

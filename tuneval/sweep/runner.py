@@ -56,7 +56,7 @@ class Runner:
         Returns:
             0 when every point is done or failed for good; 128 + the signal's number when one stopped it.
         """
-        with _stop_requests(self._stop) as received, SweepProgress(self.plan, self.state) as progress:
+        with _stop_requests(self._stop) as received, SweepProgress(self.plan, self.state, self.jobs) as progress:
             self._run_shared(progress)
             with ThreadPoolExecutor(self.jobs) as pool:
                 waiting = {pool.submit(self._run_job, job, progress) for job in self.plan.jobs}

@@ -16,10 +16,12 @@ from sweep_runs import make_sweep
 from tuneval.cli import main
 from tuneval.errors import UserError
 from tuneval.files import read_json
+from tuneval.report import charts
 from tuneval.report.records import SampleAnswer
 from tuneval.report.sweep import spelling
 from tuneval.report.sweep.gather import gather_sweep
 from tuneval.report.sweep.render import write_sweep_report
+from tuneval.report.sweep.runs import cost_section
 from tuneval.report.sweep.summary import analyse, sentences
 from tuneval.report.words import Words
 
@@ -177,3 +179,36 @@ def test_tick_labels_are_the_ticks(folder):
     """Steps of 1.5 points must not be rounded to 33%, 34%, 36%."""
     tick = spelling.tick(gather_sweep(folder))
     assert [tick(v) for v in (0.3, 0.315, 0.33, 0.345)] == ["30%", "31.5%", "33%", "34.5%"]
+
+
+def test_labels_of_columns_are_whole_where_two_lines_hold_them():
+    columns = ["STEM", "Social Science", "Humanities", "Incomprehensibilities"]
+    svg = charts.heat_map(["a"], columns, [[0.1, 0.2, None, 0.0]], [["1", "2", "3", "4"]], name="x", middle=0.0)
+    words = re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+    assert {"STEM", "Social", "Science", "Humanities"} <= set(words) and "Social Science" not in words
+    assert any(word.startswith("Incom") and word.endswith("…") for word in words)
+
+
+def test_the_name_of_a_line_stands_where_no_dot_is():
+    def place(*costs: float) -> float:
+        dots = [charts.CostDot(number=i, cost=c, value=v) for i, (c, v) in enumerate(zip(costs, (0.26, 0.9)), 1)]
+        svg = charts.cost(dots, name="x", x_label="s", x_format=str, y_format=str, line=0.25, line_label="before")
+        return float(re.search(r"<text [^>]*?(?:x=\"|translate\()([\d.]+)[^>]*>before<", svg)[1])
+
+    assert place(1.0, 9.0) > 200 > place(9.0, 1.0)
+
+
+def test_a_score_s_interval_ends_at_all_right(tmp_path):
+    make_sweep(tmp_path, axes={"lora_r": [4, 16]}, points=None)
+    for place in (tmp_path / "out").glob("points/*/evaluation/*"):
+        make_evaluation(place, 1.1, seed=1)
+    sweep = gather_sweep(tmp_path / "out")
+    analysis = analyse(sweep)
+    assert all(sweep.mean(s) == 1.0 for s in sweep.settings) and all(
+        a.test.high > a.test.mean for a in analysis.against
+    )
+    drawn: list[charts.CostDot] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "cost", lambda dots, **_: drawn.extend(dots) or "")
+        cost_section(sweep, analysis, Words("en"))
+    assert [dot.high for dot in drawn] == [1.0, 1.0] and all(dot.low < 1 for dot in drawn)

@@ -87,7 +87,7 @@ def _cost_figure(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[F
     for setting, cost, mean in sorted(known, key=lambda entry: entry[0].number):
         test = against.get(setting.number)
         base = mean - test.mean if test is not None else 0.0
-        low, high = (None, None) if test is None else (base + test.low, base + test.high)
+        low, high = (None, None) if test is None else (max(0.0, base + test.low), min(1.0, base + test.high))
         best = setting in analysis.front
         dots.append(
             charts.CostDot(number=setting.number, cost=cost / divisor, value=mean, low=low, high=high, best=best)

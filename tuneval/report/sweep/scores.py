@@ -124,7 +124,8 @@ def _trust(sweep: SweepResult, t: Words) -> list[object]:
         columns += [(t("baseline"), before.result)] if before is not None else []
         columns.append((f"#{sweep.ranked[0].number} {sweep.ranked[0].short}", evaluation.result))
     table = trust_table(spelling.exam(sweep, t), columns, t)
-    warned = [text for name, result in columns for text in trust_warnings(name, result, t)]
+    called = [t("model_before"), columns[-1][0]] if len(columns) > 1 else [name for name, _ in columns]
+    warned = [text for name, (_, result) in zip(called, columns) for text in trust_warnings(name, result, t)]
     warned += contamination_warning(columns[-1][1], t) if columns else []
     return [*([] if table is None else [table]), *(Text(text=text, style="warning") for text in warned)]
 
