@@ -91,6 +91,13 @@ def test_names_of_transformer_engine(shards):
 
     rewrite(folder, renamed)
     assert_same(source, folder)
+    ours = folder.with_name("written")
+    to_mcore(source, ours, plan_layout(source.config, 2, 2, None), transformer_impl="transformer_engine")
+    for file in sorted(p.relative_to(folder) for p in folder.rglob("*.pt")):
+        theirs, written = (torch.load(f / file, weights_only=False) for f in (folder, ours))
+        assert sorted(written["model"]) == sorted(theirs["model"])
+        assert written["args"].transformer_impl == "transformer_engine"
+    assert_same(source, ours)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -47,6 +47,13 @@ def test_there_to_another_layout_and_back(tiny_folder, tmp_path, capsys):
     record = json.loads((tmp_path / "b" / "convert.json").read_text())
     assert record["config"]["target_tensor_parallel_size"] == 8
     assert record["source"] == {"path": str(tmp_path / "a"), "kind": "mcore"}
+    (tmp_path / "a" / "latest_checkpointed_iteration.txt").write_text("7")
+    (tmp_path / "a" / "iter_0000001").rename(tmp_path / "a" / "iter_0000007")
+    for file in (tmp_path / "a").rglob("*.pt"):
+        torch.save({**torch.load(file, weights_only=False), "iteration": 7}, file)
+    assert convert(tmp_path / "a", tmp_path / "d", "mcore", "--transformer-impl", "transformer_engine") == 0
+    assert (tmp_path / "d" / "latest_checkpointed_iteration.txt").read_text() == "7"  # Megatron's converter keeps it
+    assert_same(open_source(base), open_source(tmp_path / "d"))
     said = capsys.readouterr()
     assert "TP 2 x PP 3 (layers 2,1,1)" in said.out
     assert "TP 8 does not divide 6 heads and 2 KV heads" in said.err

@@ -63,6 +63,7 @@ def to_mcore(
     iteration: int = 1,
     consumed_samples: int = 0,
     vocabulary: int | None = None,
+    transformer_impl: str = "local",
 ) -> None:
     """Write a source as Megatron shards with config and tokenizer, one tensor at a time.
 
@@ -76,6 +77,7 @@ def to_mcore(
         iteration: number of the checkpoint.
         consumed_samples: that training saw until then.
         vocabulary: rows of the written embedding and head, the last one repeated. None: the model's.
+        transformer_impl: whose layers the tensors are named for, `local` or `transformer_engine`.
 
     Raises:
         UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
@@ -90,6 +92,7 @@ def to_mcore(
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
     total = layout.tp * sum(len(piece) for stage in stages for piece in stage)
     more_args = {"padded_vocab_size": words, "consumed_train_samples": consumed_samples, **(lora.args if lora else {})}
+    more_args["transformer_impl"] = transformer_impl
     sink = MegatronSink(save, source.config, layout, stored, more_args, iteration)
     with sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
@@ -97,8 +100,8 @@ def to_mcore(
             make = partial(_rank_tensor, source, layout.tp, rank, dtype, bar)
             pieces: list[dict[str, Pending]] = [{} for _ in stages[stage]]
             for tensors, (row, local) in ((t, each) for t, piece in zip(pieces, stages[stage]) for each in piece):
-                plain = {row.megatron_name(local): make(row)}
-                tensors |= lora.entries(row, local, layout.tp, rank, make(row)) if lora else plain
+                name = row.megatron_name(local, alias=transformer_impl == "transformer_engine")
+                tensors |= lora.entries(row, name, layout.tp, rank, make(row)) if lora else {name: make(row)}
             sink.write_rank(stage, rank, pieces)
         _finish(source, sink.folder, dtype, record)
 

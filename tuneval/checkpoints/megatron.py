@@ -208,7 +208,7 @@ def _title(row: Row) -> str:
 
 def _take(chunk: Chunk, row: Row, local: int | None, number: int, unused: set) -> list[StoredTensor]:
     """A row's tensor from every rank that has it, under Megatron's own name or transformer_engine's."""
-    names = [row.megatron_name(local)] + ([row.megatron_name(local, alias=True)] if row.alias else [])
+    names = (row.megatron_name(local), row.megatron_name(local, alias=True))
     taken = []
     for r, rank in enumerate(chunk):
         name = next((n for n in names if isinstance(rank.get(n), StoredTensor)), None)

@@ -200,17 +200,16 @@ class LoraForm:
             "lora_target_modules": _adapted_layers(adapter, hf_config),
         }
 
-    def entries(self, row: Row, local: int | None, tp: int, rank: int, weight: Pending) -> dict[str, Pending]:
+    def entries(self, row: Row, name: str, tp: int, rank: int, weight: Pending) -> dict[str, Pending]:
         """Names and tensors of one row in a rank file.
 
         Args:
             row: of the table.
-            local: layer number in the stage.
+            name: of its tensor there without LoRA.
             tp: tensor-parallel size.
             rank: tensor-parallel rank.
             weight: the row's own tensor.
         """
-        name = row.megatron_name(local)
         stem, kind = name.rpartition(".")[::2]
         key = (row.layer, stem.rpartition(".")[2])
         if row.layer is None or key not in self._fused:

@@ -103,7 +103,17 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
         vocabulary = padded_size(
             source.config.vocab_size, getattr(config, "make_vocab_size_divisible_by", 1), layout.tp
         )
-        to_mcore(weights, config.save, layout, dtype, record, lora, vocabulary=vocabulary)
+        to_mcore(
+            weights,
+            config.save,
+            layout,
+            dtype,
+            record,
+            lora,
+            iteration=getattr(source, "iteration", None) or 1,
+            vocabulary=vocabulary,
+            transformer_impl=config.transformer_impl,
+        )
         written = f"Megatron, {layout}"
     else:
         to_hf(source, config.save, dtype, int(getattr(config, "max_shard_size_gib", 4.0) * 2**30), record)

@@ -129,7 +129,13 @@ def _write_megatron(plan: Plan, step: int) -> None:
         source = source.base
     samples = step * config.batch.global_batch_size
     to_mcore(
-        source, Path(config.save.save) / "mcore", _layout(plan), lora=form, iteration=step, consumed_samples=samples
+        source,
+        Path(config.save.save) / "mcore",
+        _layout(plan),
+        lora=form,
+        iteration=step,
+        consumed_samples=samples,
+        transformer_impl=config.save.transformer_impl,
     )
 
 

@@ -94,6 +94,8 @@ class ConvertConfig:
     """mcore: layers of one virtual stage; each stage then holds several. Default: none."""
     make_vocab_size_divisible_by: int = 1
     """mcore: pad the vocabulary to a multiple of this times the tensor-parallel size, repeating its last row."""
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    """mcore: whose layers the tensors are named for; Megatron's own default is transformer_engine, MindSpeed-LLM's local."""
     lora_load: Path | None = None
     """Adapter (PEFT folder, run folder, Megatron's LoRA) to merge into the weights on the way."""
     keep_lora: bool = False
@@ -321,6 +323,8 @@ class SaveConfig:
     """Start at step 0 from `--load` even where `--save` holds a checkpoint (it is moved aside)."""
     ckpt_format: Literal["hf", "torch"] = "hf"
     """`torch`: also write RUN/mcore, the Megatron layout."""
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    """RUN/mcore: whose layers its tensors are named for in Megatron."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -614,6 +618,8 @@ class ExportConfig:
     """mcore: pipeline stages."""
     num_layer_list: str | None = None
     """mcore: layers of each stage."""
+    transformer_impl: Literal["local", "transformer_engine"] = "local"
+    """mcore: whose layers the tensors are named for in Megatron."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,8 +149,8 @@ class Row:
     """A tied model's output_layer: its HF tensor belongs to another row."""
 
     def megatron_name(self, local_layer: int | None = None, alias: bool = False) -> str:
-        """The key in a rank file; `local_layer` counts from 0 in each pipeline stage."""
-        name = self.alias if alias else self.name
+        """The key in a rank file; `local_layer` counts from 0 in each pipeline stage. `alias`: transformer_engine's."""
+        name = (self.alias or self.name) if alias else self.name
         return name if self.layer is None else f"decoder.layers.{local_layer}.{name}"
 
     def parts(self, tp: int, rank: int) -> list[Part]:
