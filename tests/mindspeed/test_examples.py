@@ -9,11 +9,15 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tuneval.config import flags, schema
 from tuneval.config.mindspeed import translate
+from tuneval.config.schema import ParallelConfig
+from tuneval.errors import Problems
+from tuneval.parallel.mesh import make_layout
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "mcore"
@@ -57,11 +61,14 @@ def test_every_script_becomes_a_configuration_of_its_model(script, tmp_path):
     launcher, config, found = parsed(words)
     if found.model_facts:
         flags.check_model_facts(found.model_facts, config_of(script))
+    if launcher:
+        parallel = config.parallel if "tune" in script.stem else ParallelConfig(**vars(config.shard))
+        processes, problems = int(launcher[launcher.index("--nproc_per_node") + 1]), Problems()
+        layout = make_layout(parallel, SimpleNamespace(**config_of(script)), processes, problems)
+        problems.raise_if_any()
+        assert (layout.tensor, layout.pipeline, layout.data) == ((2, 1, 1) if "0point5b" in script.stem else (8, 1, 1))
     if "tune" in script.stem:
-        layout = config.parallel
-        tp, processes = layout.tensor_model_parallel_size, int(launcher[launcher.index("--nproc_per_node") + 1])
-        assert (tp, layout.pipeline_model_parallel_size) == ((2, 1) if "0point5b" in script.stem else (8, 1))
-        assert processes == tp and config.lora.enabled is ("lora" in script.stem)
+        assert config.lora.enabled is ("lora" in script.stem)
         assert (tmp_path / "bin" / "logs").is_dir()
 
 

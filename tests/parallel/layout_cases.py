@@ -25,7 +25,7 @@ from tuneval.model import loss
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.parallel import apply, gradients, tensor
+from tuneval.parallel import apply, gradients, heads, tensor
 from tuneval.parallel import data as data_parallel
 from tuneval.parallel import weights as weights_module
 from tuneval.parallel.apply import ParallelRunner, parallelize
@@ -47,6 +47,7 @@ MODELS = {
     "tied": {"tie_word_embeddings": True},
     "12 heads": {"num_attention_heads": 12, "intermediate_size": 42, "vocab_size": 157},  # FFN and vocabulary uneven
     "12 heads on 3": {"num_attention_heads": 12, "num_key_value_heads": 3, "tie_word_embeddings": True},
+    "9 heads on 3": {"num_attention_heads": 9, "num_key_value_heads": 3},
     "16 heads": {"num_attention_heads": 16, "vocab_size": 157, "tie_word_embeddings": True},
     "qwen3": {"family": "qwen3", "tie_word_embeddings": True},
     "llama": {"family": "llama", "attention_bias": True, "mlp_bias": True},
@@ -108,6 +109,13 @@ CASES = {
     "tp4 lora": Case(tp(4), "12 heads", "lora"),
     "tp4 uneven heads": Case(tp(4), "12 heads on 3", "shared"),
     "tp4 uneven heads sp": Case(tp(4, sequence_parallel=True), "12 heads on 3"),
+    "tp4 of 6 heads": Case(tp(4), "tied"),
+    "tp4 of 6 heads lora": Case(tp(4), lora="lora"),
+    "tp4 of 6 heads sp": Case(tp(4, sequence_parallel=True)),
+    "tp4 of 6 heads sp lora": Case(tp(4, sequence_parallel=True), "tied", "lora"),
+    "tp4 of 6 heads qwen3": Case(tp(4), "qwen3", "lora", recompute="full"),
+    "tp4 of 9 heads": Case(tp(4), "9 heads on 3"),
+    "tp4 of 9 heads shared a": Case(tp(4), "9 heads on 3", "shared"),
     "pp4": Case(pp(4, QUARTERS), "tied"),
     "pp4 lora": Case(pp(4, QUARTERS), "tied", "lora"),
     "pp2 dp2": Case(pp(2, UNEVEN, data=2), "tied"),
@@ -123,6 +131,8 @@ CASES = {
     "tp2 dp2 full": Case(tp(2, data=2, sharding="full", sequence_parallel=True), "tied"),
     "tp2 dp2 full lora": Case(tp(2, data=2, sharding="full", sequence_parallel=True), lora="lora"),
     "tp8": Case(tp(8), "16 heads"),
+    "tp4 of 6 heads dp2 full": Case(tp(4, data=2, sharding="full", sequence_parallel=True), "tied"),
+    "tp4 of 6 heads pp2 lora": Case(tp(4, HALVES, pipeline=2), lora="lora"),
     "tp2 pp2 dp2": Case(tp(2, UNEVEN, pipeline=2, data=2), "tied"),
     "tp2 pp2 dp2 lora": Case(tp(2, UNEVEN, pipeline=2, data=2), lora="lora"),
     "tp2 pp2 dp2 full": Case(tp(2, HALVES, pipeline=2, data=2, sharding="full", sequence_parallel=True), "tied"),
@@ -137,6 +147,7 @@ BROKEN = {
     "dp mean": Case(dp(2, "full"), broken="data-parallel mean"),
     "dp not summed": Case(dp(2), broken="no data-parallel sum"),
     "heads": Case(tp(4), "12 heads on 3", broken="heads in another order"),
+    "ends of heads": Case(tp(4), broken="ends of heads of another process"),
 }
 """Each goes wrong in one place, so that a comparison with one process must fail."""
 CASES |= BROKEN
@@ -234,8 +245,9 @@ class Exchanges(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if DTensor in types:
             return NotImplemented
-        if operation.namespace == "_c10d_functional" and "wait" not in str(operation):
-            self.counts[operation._opname] += 1
+        name = operation._opname
+        if operation.namespace in ("_c10d_functional", "c10d") and name not in ("wait_tensor", "_wrap_tensor_autograd"):
+            self.counts[name] += 1
         return operation(*args, **(kwargs or {}))
 
 
@@ -269,7 +281,10 @@ BREAKS = {
     ),
     "hidden gradient not summed": replaced(tensor, "Partial", lambda right: Replicate),
     "heads in another order": replaced(
-        tensor.Heads, "__init__", lambda right: lambda self, a, b, order, d: right(self, a, b, order and order[::-1], d)
+        heads.Heads, "order", lambda right: property(lambda self: right.fget(self) and right.fget(self)[::-1])
+    ),
+    "ends of heads of another process": replaced(
+        heads, "_passed_on", lambda right: lambda columns, *rest: right(columns.roll(1, -1), *rest)
     ),
     "words of another process": replaced(
         loss.Words, "find", lambda right: lambda self, target: right(replace(self, first=self.first + 1), target)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.layout_cases import BROKEN, CASES, dataset, one_process
+from parallel.layout_cases import BROKEN, CASES, dataset, one_process, tiny
 from parallel.once import once
 
 WORKER = Path(__file__).parent / "layout_cases.py"
@@ -30,7 +30,8 @@ class Launched:
 
     def _launch(self, processes: int) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)}
+        paths = [str(WORKER.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         subprocess.run([*command, WORKER, self.folder], check=True, timeout=900, env=environment)
 
     def _alone(self, model: str, lora: str) -> tuple:
@@ -85,7 +86,10 @@ LAYERS = 4
 
 @pytest.mark.parametrize("name", marked(n for n in SOUND if CASES[n].counted))
 def test_two_exchanges_a_layer_and_direction(name, launched):
-    """Megatron's: where blocks end, forward; where they begin, backward. One more for the embedding and the head."""
+    """Megatron's: where blocks end, forward; where they begin, backward. One more for the embedding and the head.
+
+    Where heads do not divide, two more pass on their ends: before attention and after it.
+    """
     case, found = CASES[name], launched.many(name)["exchanges"]
     into = 2 * LAYERS + 1 - (case.lora != "full")  # nothing before the first adapter wants a gradient
     out_again = 2 * LAYERS if case.lora != "full" else 2 * LAYERS + 1
@@ -94,4 +98,6 @@ def test_two_exchanges_a_layer_and_direction(name, launched):
         backward = {"all_gather_into_tensor": out_again, "reduce_scatter_tensor": into}
     else:
         forward, backward = {"all_reduce": 2 * LAYERS + 1}, {"all_reduce": into}
+    if tiny(case.model).config.num_attention_heads % case.layout.tensor:
+        forward["alltoall_base_"] = backward["alltoall_base_"] = 2 * LAYERS
     assert found == {"forward": forward, "backward": backward}

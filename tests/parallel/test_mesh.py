@@ -41,8 +41,9 @@ def test_virtual_stages_go_round():
     assert [made.chunks_of(stage) for stage in range(2)] == [[0, 2], [1, 3]]
 
 
-def test_kv_heads_ffn_and_vocabulary_need_not_divide():
-    assert layout(3, tensor_model_parallel_size=3).tensor == 3  # 6 heads, 2 KV heads, FFN 40
+@pytest.mark.parametrize("tp", [3, 4, 5])
+def test_heads_ffn_and_vocabulary_need_not_divide(tp):
+    assert layout(tp, tensor_model_parallel_size=tp).tensor == tp  # 6 heads, 2 KV heads, FFN 40, 352 words
 
 
 def test_sharding():
@@ -66,7 +67,7 @@ def test_flags_that_change_nothing_say_so():
 @pytest.mark.parametrize(
     ("world_size", "sizes", "said"),
     [
-        (4, {"tensor_model_parallel_size": 4}, "has 6 attention heads, 6 % 4 = 2. Choose 1, 2, 3 or 6"),
+        (8, {"tensor_model_parallel_size": 8}, "has 6 attention heads, so some processes would have none. Choose 6 or fewer"),
         (
             3,
             {"pipeline_model_parallel_size": 3},
@@ -99,7 +100,7 @@ def test_every_process_holds_rows():
 
 
 def test_all_problems_at_once():
-    messages = refusals(4, 1, tensor_model_parallel_size=4, pipeline_model_parallel_size=3)
+    messages = refusals(4, 1, tensor_model_parallel_size=8, pipeline_model_parallel_size=3)
     assert len(messages) == 3
     assert "--global-batch-size 1: 2 data-parallel processes need a sample each" in refusals(2, 1)[0]
 

@@ -80,6 +80,17 @@ def test_tensor_parallel_processes_share_weights_and_meet_four_times_a_layer(reh
     assert plan.sent["tp", "all-reduce"] == pytest.approx(plan.micro_batches * 8 * per_layer, rel=0.2)
 
 
+def test_heads_that_do_not_divide_are_passed_on_by_halves(rehearsals):
+    """6 heads of 8 on 4 processes: 12 rows each; the first computes two heads, so 4 columns come and go."""
+    plan = estimate(job(), layout(4, tensor_model_parallel_size=4), rehearsals)
+    columns = 4 * 128 * 4  # fp32, 128 tokens
+    sent = plan.sent["tp", "all-to-all"]
+    assert sent == plan.micro_batches * 8 * 2 * columns, "to it q's backward and the attention's forward, in 8 layers"
+    assert plan.stages[0].memory["parameters"] < 4 * parameters(job().hf_config) / 3, (
+        "k and v whole, the rest a quarter"
+    )
+
+
 def test_data_parallel_processes_sum_gradients_once(rehearsals):
     plan = estimate(job(), layout(4), rehearsals)
     assert plan.micro_batches == 1

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tuneval.planning.ledger import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, SEND, Ledger
+from tuneval.planning.ledger import ALL_GATHER, ALL_REDUCE, ALL_TO_ALL, REDUCE_SCATTER, SEND, Ledger
 
 KIB = 1024
 
@@ -86,12 +86,14 @@ def test_collectives(four_processes):
         dist.all_reduce(x)
         dist.all_gather_into_tensor(whole, x)
         dist.reduce_scatter_tensor(x, whole)
+        dist.all_to_all_single(whole[:512], x[:512], [512, 0, 0, 0], [0, 512, 0, 0])
         dist.send(x, 0)
         dist.recv(x, 0)
     assert ledger.sent == {
         ("all", ALL_REDUCE): 2 * KIB * 3 // 4,
         ("all", ALL_GATHER): 3 * KIB,
         ("all", REDUCE_SCATTER): 3 * KIB,
+        ("all", ALL_TO_ALL): 512,
         ("all", SEND): KIB,
     }
     assert set(ledger.calls.values()) == {1}

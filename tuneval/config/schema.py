@@ -231,7 +231,7 @@ class ParallelConfig:
     """How one model is spread over processes: tensor x pipeline x data, in Megatron's order of ranks."""
 
     tensor_model_parallel_size: int = 1
-    """Processes that share every layer. Must divide the attention heads."""
+    """Processes that share every layer; at most as many as attention heads."""
     pipeline_model_parallel_size: int = 1
     """Stages, each with some of the layers. What is left of the processes is data-parallel."""
     num_layer_list: str | None = None

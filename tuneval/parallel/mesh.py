@@ -224,14 +224,16 @@ def _check_choices(parallel: ParallelConfig, problems: Problems) -> None:
 
 
 def _check_tensor(tp: int, hf_config: Any, problems: Problems) -> None:
-    """Query heads must divide evenly. KV heads need not (a process then keeps the ones its queries use), and rows of
+    """Nothing must divide, neither heads (`parallel.heads`) nor rows of FFN and vocabulary (the last process holds
 
-    FFN and vocabulary need not (the last process holds fewer), as long as every process holds one.
+    fewer), as long as every process holds one.
     """
     heads = hf_config.num_attention_heads
-    if heads % tp:
-        problems.add(f"{TP_FLAG} {tp}: the model has {heads} attention heads, {heads} % {tp} = {heads % tp}. "
-                     f"Choose {_either(_divisors(heads))}")  # fmt: skip
+    problems.check(
+        tp <= heads,
+        f"{TP_FLAG} {tp}: the model has {heads} attention heads, so some processes would have none. "
+        f"Choose {heads} or fewer",
+    )
     for what, size in (("FFN rows", hf_config.intermediate_size), ("words", hf_config.vocab_size)):
         each = -(-size // tp)
         problems.check(

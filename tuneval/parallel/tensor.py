@@ -12,7 +12,6 @@ Source: Megatron-LM (arXiv:1909.08053), sequence parallelism (arXiv:2205.05198).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel
 
 from tuneval.errors import UserError
 from tuneval.model.loss import Words
+from tuneval.parallel.heads import Heads
 
 _BASE, _EMBEDDING, _NORM, _HEAD = "model.", "model.embed_tokens", "model.norm", "lm_head"
 
@@ -35,7 +35,7 @@ def tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, sequence_parallel:
 
     Args:
         model: on `meta`, whole or one slice of it, adapters inside.
-        mesh: one-dimensional; its size divides the query heads.
+        mesh: one-dimensional, of at most as many processes as there are query heads.
         sequence_parallel: keep what lies between blocks, [1, T, H], split by tokens; T must divide by the mesh's size.
 
     Raises:
@@ -71,7 +71,7 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
         UserError: Hugging Face's plan asks for something else than column and row layers.
     """
     outside: Placement = Shard(1) if sequence_parallel else Replicate()  # of hidden states [1, T, H] between blocks
-    kinds = dict(_planned(model))
+    heads, kinds = Heads.of(model.config, size, rank), dict(_planned(model))
     blocks = {name.rpartition(".")[0] for name, kind in kinds.items() if kind == "colwise"}
     plan: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
@@ -81,11 +81,12 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
             plan[name] = Head()
         elif name in blocks:
             plan[name] = Block(outside)
-            _set_local_heads(module, model.config, size, rank)
+            if hasattr(module, "num_key_value_groups"):  # attention repeats each key head for so many query heads
+                module.num_key_value_groups = heads.queries_of_a_key
         elif kinds.get(name) == "rowwise":
-            plan[name] = Row(outside)
+            plan[name] = Row(outside, heads if name.endswith(".o_proj") and not heads.are_shares else None)
         elif kinds.get(name) == "colwise":
-            plan[name] = Column(_heads_of(name, model.config, size, rank))
+            plan[name] = _column(name.rpartition(".")[2], heads)
         elif type(module).__name__.endswith("Norm"):
             inside = name.rpartition(".")[0] in blocks  # of query or key heads: each process sees its own only
             after = Block(outside) if name == _NORM else None
@@ -108,39 +109,13 @@ def _planned(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
             )
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Key or value heads of one process, where there are fewer of them than processes."""
-
-    start: int
-    """First row of the projection that this process computes."""
-    stop: int
-    order: tuple[int, ...] | None
-    """For each local query head its key head among those; None: they are shared evenly, in order."""
-    head_dim: int
-
-
-def _heads_of(name: str, config: Any, size: int, rank: int) -> Heads | None:
-    """What a process computes of a key or value projection; None: its even share."""
-    if name.rpartition(".")[2] not in ("k_proj", "v_proj") or config.num_key_value_heads % size == 0:
-        return None
-    local = config.num_attention_heads // size
-    shared = config.num_attention_heads // config.num_key_value_heads  # query heads of one key head
-    wanted = [query // shared for query in range(rank * local, (rank + 1) * local)]
-    first, last = wanted[0], wanted[-1]
-    even = all(wanted.count(head) == local // (last - first + 1) for head in range(first, last + 1))
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Heads(first * dim, (last + 1) * dim, None if even else tuple(head - first for head in wanted), dim)
-
-
-def _set_local_heads(block: torch.nn.Module, config: Any, size: int, rank: int) -> None:
-    """Attention repeats each key head for this many query heads."""
-    if hasattr(block, "num_key_value_groups"):
-        heads = _heads_of("k_proj", config, size, rank)
-        local = config.num_attention_heads // size
-        if heads is not None:
-            keys = local if heads.order else (heads.stop - heads.start) // heads.head_dim
-            block.num_key_value_groups = local // keys
+def _column(name: str, heads: Heads) -> Column:
+    """How a column layer is spread, by the last part of its name."""
+    if name == "q_proj" and not heads.are_shares:
+        return Column(queries=heads)
+    if name in ("k_proj", "v_proj") and not heads.keys_are_shares:
+        return Column(keys=heads)
+    return Column()
 
 
 class Embedding(ParallelStyle):
@@ -200,40 +175,47 @@ class Column(ParallelStyle):
     """A linear layer cut by rows: each process computes some of the outputs. LoRA: A whole, B cut by rows.
 
     Args:
-        heads: given where there are fewer key heads than processes: all rows everywhere, some of them computed.
+        keys: given where key heads do not divide: all rows everywhere, some of them computed.
+        queries: given where query heads do not divide: processes pass on the ends of heads.
     """
 
-    def __init__(self, heads: Heads | None = None) -> None:
-        self.heads = heads
+    def __init__(self, keys: Heads | None = None, queries: Heads | None = None) -> None:
+        self.keys, self.queries = keys, queries
 
     def _apply(self, module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
-        placement = Shard(0) if self.heads is None else Replicate()
-        rows = None if self.heads is None else slice(self.heads.start, self.heads.stop)
+        placement = Shard(0) if self.keys is None else Replicate()
+        rows = None if self.keys is None else self.keys.key_rows
         for linear in (_base(module), *_adapters(module, "lora_B")):
             _spread(linear, mesh, weight=placement, bias=placement)
-            _compute_locally(linear, partial(_local, summed=self.heads is not None, rows=rows))
+            _compute_locally(linear, partial(_local, summed=self.keys is not None, rows=rows))
         for linear in _adapters(module, "lora_A"):
             if not isinstance(linear.weight, DTensor):  # else several layers share it
                 _spread(linear, mesh, weight=Replicate())
                 _compute_locally(linear, partial(_local, summed=True))
-        if self.heads is not None and self.heads.order is not None:
+        if self.keys is not None and self.keys.order is not None:
             module.register_forward_hook(self._pick)
+        if self.queries is not None:
+            module.register_forward_hook(lambda module, args, share: self.queries.whole(share, mesh.get_group()))
         return module
 
     def _pick(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """[1, T, key heads x D] -> [1, T, local query heads x D]: for each query head its key head."""
-        order = torch.tensor(self.heads.order, device=output.device)
-        return output.unflatten(-1, (-1, self.heads.head_dim)).index_select(-2, order).flatten(-2)
+        order = torch.tensor(self.keys.order, device=output.device)
+        return output.unflatten(-1, (-1, self.keys.dim)).index_select(-2, order).flatten(-2)
 
 
 class Row(ParallelStyle):
     """A linear layer cut by columns: each process adds its share to all outputs. LoRA: A cut by columns, B whole.
 
     The base layer's share and the adapter's are added before processes exchange: once for both.
+
+    Args:
+        outside: how its output lies.
+        heads: given where its input is query heads that do not divide: processes pass on the ends of heads.
     """
 
-    def __init__(self, outside: Placement) -> None:
-        self.outside = outside
+    def __init__(self, outside: Placement, heads: Heads | None = None) -> None:
+        self.outside, self.heads = outside, heads
 
     def _apply(self, module: torch.nn.Module, mesh: DeviceMesh) -> torch.nn.Module:
         base, summed = _base(module), isinstance(self.outside, Shard)
@@ -251,6 +233,10 @@ class Row(ParallelStyle):
             return whole if base.bias is None else whole + _local(base.bias, summed=summed)
 
         module.register_forward_hook(leave)
+        if self.heads is not None:
+            module.register_forward_pre_hook(
+                lambda module, args: (self.heads.shared(args[0], mesh.get_group()), *args[1:])
+            )
         return module
 
 

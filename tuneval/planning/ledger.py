@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, SEND = "all-reduce", "all-gather", "reduce-scatter", "send"
+ALL_TO_ALL = "all-to-all"
 _COLLECTIVES: dict[str, str] = {
     "allreduce_": ALL_REDUCE,
     "all_reduce": ALL_REDUCE,
@@ -29,6 +30,7 @@ _COLLECTIVES: dict[str, str] = {
     "_allgather_base_": ALL_GATHER,
     "reduce_scatter_tensor": REDUCE_SCATTER,
     "_reduce_scatter_base_": REDUCE_SCATTER,
+    "alltoall_base_": ALL_TO_ALL,
     "send": SEND,
 }
 """Operator of `c10d` or `_c10d_functional` -> what it is called here. What is received is another process's send."""
@@ -161,7 +163,9 @@ class Ledger(TorchDispatchMode):
             return
         name, processes = _group(args)
         key = (self.axis_of(name), kind)
-        ring = {ALL_REDUCE: 2 * (processes - 1) / processes, SEND: 1.0}.get(kind, (processes - 1) / processes)
+        ring = {ALL_REDUCE: 2 * (processes - 1) / processes, SEND: 1.0, ALL_TO_ALL: 1.0}.get(
+            kind, (processes - 1) / processes
+        )
         self.sent[key] += round(_whole_bytes(func, args, processes) * ring)
         self.calls[key] += 1
 
@@ -184,7 +188,9 @@ def _whole_bytes(func, args: tuple, processes: int) -> int:
     """Bytes of what all processes of a collective have in the end together, or of what is sent."""
     name = func._schema.name.partition("::")[2]
     tensors = [
-        t for t in tree_leaves(args[1] if name == "_reduce_scatter_base_" else args[0]) if isinstance(t, torch.Tensor)
+        t
+        for t in tree_leaves(args[1] if name in ("_reduce_scatter_base_", "alltoall_base_") else args[0])
+        if isinstance(t, torch.Tensor)
     ]
     size = sum(t.numel() * t.element_size() for t in tensors)
     return size * processes if name == "all_gather_into_tensor" else size
