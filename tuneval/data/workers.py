@@ -9,10 +9,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -61,21 +62,21 @@ class Chunk:
 def encode_chunks(rows: Iterable[Any], job: Job, workers: int) -> Iterator[Chunk]:
     """Encode `rows`, chunk by chunk, in order.
 
-    With one worker the tokenizer's own threads use the cores; with more, each process uses one. The result is the same.
+    With one worker two threads take turns: one renders while the tokenizer, whose own threads use all cores, encodes for
+    the other. With more, each is a process on one core. The result is the same.
 
     Raises:
         UserError: a worker was killed (mostly for want of memory).
     """
-    numbered = _numbered_chunks(rows)
     if workers == 1:
-        for first, chunk in numbered:
-            yield encode_rows(first, chunk, job)
-        return
-    with _pool(job, workers) as pool:
+        pool, encode = ThreadPoolExecutor(2), partial(encode_rows, job=job)
+    else:
+        pool, encode = _pool(job, workers), _encode_in_worker
+    with pool as executor:
         waiting: deque = deque()
         try:
-            for first, chunk in numbered:
-                waiting.append(pool.submit(_encode_in_worker, first, chunk))
+            for first, chunk in _numbered_chunks(rows):
+                waiting.append(executor.submit(encode, first, chunk))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
