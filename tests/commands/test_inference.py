@@ -109,6 +109,9 @@ def test_an_adapter_of_other_settings_is_refused(model, tmp_path, capsys):
     )
     error = run(capsys, "inference.py", *model, *words, "--lora-r", "8", "--lora-alpha", "16", status=2).err
     assert "--lora-r 8: the adapter in" in error and "has 4" in error and "--lora-alpha 16.0" in error
+    of_none = ("--task", "greedy", "--lora-r", "8", "--lora-target-modules", "linear_qkv")
+    told = run(capsys, "inference.py", *model, *of_none, status=2).err
+    assert "--lora-r 8, --lora-target-modules: " in told and "holds no adapter" in told
     assert "--lora-fusion: no effect" in run(capsys, "inference.py", *model, *words, "--lora-r", "4").err
 
 

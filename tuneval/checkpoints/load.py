@@ -135,6 +135,13 @@ def _check_stated(adapter: Adapter, stated: MegatronLoraConfig) -> None:
     problems.raise_if_any()
 
 
+def stated_flags(stated: MegatronLoraConfig) -> list[str]:
+    """What the command line says of an adapter, as it says it."""
+    values = {"--lora-r": stated.lora_r, "--lora-alpha": stated.lora_alpha}
+    flags = [f"{flag} {value}" for flag, value in values.items() if value is not None]
+    return flags + (["--lora-target-modules"] if stated.lora_target_modules else [])
+
+
 def _base_of(adapter: Path) -> Source:
     """The model that an adapter was made for."""
     named, config = files.read_object(adapter / "adapter_config.json").get("base_model_name_or_path"), None
@@ -225,6 +232,12 @@ def load_model(
     source = open_with_tokenizer(path, tokenizer_folder, stated)
     if lora_load is not None:
         source = open_adapter(lora_load, source, stated)
+    flags = stated_flags(stated) if stated is not None else []
+    if flags and not isinstance(source, AdapterSource):
+        raise UserError(
+            f"{', '.join(flags)}: {path} holds no adapter, so the model would answer without one. Name it with "
+            "--lora-load, or leave them out"
+        )
     mesh = _mesh(source, tensor_parallel_size)
     model, digest = (_whole if mesh.layout.tensor == 1 else _part)(source, mesh, runtime.DTYPES[dtype])
     facts = tuned_record(source)

@@ -12,7 +12,7 @@ from tuneval import files, runtime
 from tuneval.checkpoints.convert import to_hf, to_mcore
 from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.layout import plan_layout
-from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
+from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source, stated_flags
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import padded_size
 from tuneval.config import flags
@@ -43,18 +43,19 @@ def check_source(config: Any, source: Source) -> None:
         f"--hf-cfg-dir {config.hf_cfg_dir}: gives a Megatron checkpoint its config.json; {config.load} is none and has its "
         "own. Leave it out",
     )
-    given = {"--lora-r": stated.lora_r, "--lora-alpha": stated.lora_alpha}
     if not isinstance(source, AdapterSource):
-        flags = [f"{flag} {value}" for flag, value in given.items() if value is not None]
-        flags += ["--lora-target-modules"] if stated.lora_target_modules else []
+        flags = stated_flags(stated)
         problems.check(
             not flags, f"{', '.join(flags)}: there is no adapter. Leave it out, or name one with --lora-load"
         )
     else:
-        held = {"--lora-r": source.factors.r, "--lora-alpha": source.factors.alpha}
-        for flag, value in given.items():
-            told = f"{flag} {value}: the adapter in {source.adapter} has {held[flag]:g}. Leave it out, or give that"
-            problems.check(value is None or math.isclose(value, held[flag]), told)
+        held = {
+            "--lora-r": (stated.lora_r, source.factors.r),
+            "--lora-alpha": (stated.lora_alpha, source.factors.alpha),
+        }
+        for flag, (value, own) in held.items():
+            told = f"{flag} {value}: the adapter in {source.adapter} has {own:g}. Leave it out, or give that"
+            problems.check(value is None or math.isclose(value, own), told)
     problems.raise_if_any()
 
 

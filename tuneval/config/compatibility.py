@@ -198,7 +198,8 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "the tokens of a step share one mean unless --loss-reduction says otherwise": "calculate-per-token-loss",
         "no sample ever sees another (in data made with --pack alone a bin is one sample)": "reset-position-ids "
         "reset-attention-mask neat-pack pack",
-        "each process reads its own part of the files": "no-shared-storage num-workers= dataloader-type=",
+        "each process reads its own part of the files": "num-workers= dataloader-type=",
+        "no node writes a cache for others; --save alone must lie where all of them see it": "no-shared-storage",
         "the input is streamed, so it need not be split": "n-subs=",
         "preprocess keeps no cache": "overwrite-cache cache-dir=",
         "records are always streamed": "streaming",
