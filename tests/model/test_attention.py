@@ -10,6 +10,7 @@ from conftest import HEAD_DIM, HEADS, KV_HEADS
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from tuneval.model import attention
 from tuneval.model.attention import segment_attention
 
 SEGMENTS = (0, 5, 6, 15, 23)
@@ -57,8 +58,10 @@ def check(q, k, v, segments, expected_segments=None, **settings) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("short", [0, 8, 100])
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
-def test_segments_are_separate(window):
+def test_segments_are_separate(monkeypatch, window, short):
+    monkeypatch.setattr(attention, "SHORT", short)  # which of them attend by plain products
     check(*heads(), SEGMENTS, window=window)
     check(*heads(), (0, 23), window=window)
 
@@ -73,6 +76,26 @@ def test_wrong_bounds_are_noticed():
         check(*heads(), SEGMENTS, expected_segments=(0, 5, 7, 15, 23))
     with pytest.raises(AssertionError):
         check(*heads(), (0, 5, 7, 15, 23), expected_segments=SEGMENTS, prefix_length=5)
+
+
+def test_plain_products_are_as_near_as_the_fused_kernel_in_bf16(monkeypatch):
+    """Output and every gradient, against the definition in fp64."""
+    q, k, v = (2 * x.detach().bfloat16() for x in heads(200))
+    direction = torch.linspace(-1, 1, q.numel()).view(1, 200, HEADS, HEAD_DIM)
+
+    def all_of(compute, dtype):
+        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        output = compute(*inputs)
+        return output, *torch.autograd.grad(output, inputs, direction.to(dtype))
+
+    exact = all_of(lambda *inputs: by_definition(*inputs, (0, 200)), torch.float64)
+    distances = {}
+    for short in (0, 200):
+        monkeypatch.setattr(attention, "SHORT", short)
+        found = all_of(lambda *i: segment_attention(Layer(), *i, None, segments=(0, 200))[0], torch.bfloat16)
+        distances[short] = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact)]
+    assert distances[0] != distances[200]  # two ways, indeed
+    assert all(plain < 1.5 * fused < 0.02 for plain, fused in zip(distances[200], distances[0])), distances
 
 
 def test_without_segments_it_is_sdpa_with_a_cache():

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,6 +19,10 @@ from tuneval.errors import UserError
 
 NAME = "tuneval"
 """What `attn_implementation` and `config._attn_implementation` say to choose this attention."""
+
+SHORT = 384
+"""Tokens up to which training on a CPU attends by plain products. torch's fused backward pass takes two to five times as long
+there; a segment's probabilities, kept for the backward pass, are at most a fifth of a layer's activations."""
 
 _NOT_COMPUTED = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
 
@@ -84,12 +89,58 @@ def _attend(
 ) -> torch.Tensor:
     """One segment [1, Hq, t, D] over its keys [1, Hkv, seen + t, D] -> [1, t, Hq, D]."""
     length, keys = q.shape[2], k.shape[2]
+    if _is_short(q, keys, window, dropout):
+        scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+        return _ShortAttention.apply(q, k, v, scale).transpose(1, 2)
     needs_mask = seen > 0 or (window is not None and window < keys)
     mask = _mask(longest, seen, window, q.device)[:length, :keys] if needs_mask else None
     output = scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not needs_mask, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2)
+
+
+def _is_short(q: torch.Tensor, keys: int, window: int | None, dropout: float) -> bool:
+    """Whether plain products are the faster way."""
+    plain = q.shape[2] == keys and (window is None or window >= keys) and dropout == 0
+    return plain and keys <= SHORT and q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled()
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Causal attention of one segment by plain products, the query heads of a key head side by side: [Hkv, Hq / Hkv * t, D].
+
+    Scores and their gradients are fp32 whatever the type of the rest.
+    """
+
+    @staticmethod
+    def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """[1, Hq, t, D], [1, Hkv, t, D] twice -> [1, Hq, t, D]."""
+        shapes, length = (q.shape, k.shape), q.shape[2]
+        q, k, v = (x.reshape(k.shape[1], -1, x.shape[-1]) for x in (q, k, v))
+        scores = torch.bmm(q.float(), k.float().transpose(1, 2)).mul_(scale)  # [Hkv, Hq / Hkv * t, t]
+        scores.view(-1, length, length).add_(_future(length, q.device))
+        p = scores.softmax(-1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, p)
+        ctx.shapes, ctx.scale = shapes, scale
+        return torch.bmm(p, v).view(shapes[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        q, k, v, p = ctx.saved_tensors
+        grad = grad.reshape(q.shape)
+        grad_v = torch.bmm(p.transpose(1, 2), grad)
+        p = p.float()
+        weighed = torch.bmm(grad.float(), v.float().transpose(1, 2)).mul_(p)
+        grad_scores = weighed.sub_(p.mul(weighed.sum(-1, keepdim=True))).mul_(ctx.scale).to(q.dtype)
+        grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
+        return grad_q.view(ctx.shapes[0]), grad_k.view(ctx.shapes[1]), grad_v.view(ctx.shapes[1]), None
+
+
+@lru_cache(maxsize=SHORT)
+def _future(length: int, device: torch.device) -> torch.Tensor:
+    """[length, length] fp32: -inf where a key comes after its query, 0 elsewhere."""
+    return torch.full((length, length), -torch.inf, device=device).triu(1)
 
 
 @lru_cache(maxsize=4)

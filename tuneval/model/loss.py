@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tuneval.model.decoder import Decoder
 
 CHUNK_BYTES = 1 << 28
-"""Memory of one chunk's fp32 log probabilities."""
+"""Memory of one chunk's log probabilities, were they all there in fp32."""
+BLOCK_BYTES = 1 << 22
+"""fp32 log probabilities that a CPU computes at a time: within its cache, five passes cost less than one through memory."""
 
 
 def sequence_loss(decoder: Decoder, micro_batch: MicroBatch) -> torch.Tensor:
@@ -129,12 +131,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, target = hidden[rows], targets[rows, None]
-            log_p, log_p_target = _log_softmax(h @ weight.T, target, words)  # [C, W], [C, 1]
+            probabilities, log_p_target = _softmax(h @ weight.T, target, words)  # [C, W], [C, 1]
             loss -= weights[rows].dot(log_p_target[:, 0])
             if not (wants_hidden or wants_weight):
                 continue
-            grad_logits = log_p.exp_().to(hidden.dtype)
-            _subtract_target(grad_logits, target, log_p_target, words)
+            grad_logits = _subtract_target(probabilities, target, log_p_target, words)
             if wants_hidden:
                 torch.mm(grad_logits, weight, out=grad_hidden[rows])
             if wants_weight:
@@ -157,22 +158,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _log_softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 log probabilities of the words here [C, W], and of the targets [C, 1]."""
+def _softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities of the words here [C, W], over the logits' memory and in their type, and fp32 log p of the targets.
+
+    Args:
+        logits: [C, W], no longer logits afterwards.
+        target: [C, 1] ids of the whole vocabulary.
+        words: held by this process; None: all.
+    """
     if words is not None:
-        return words.log_softmax(logits, target)
-    log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-    return log_p, log_p.gather(1, target)
+        log_p, log_p_target = words.log_softmax(logits, target)
+        return logits.copy_(log_p.exp_()), log_p_target
+    log_p_target = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
+    block = max(1, BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    for part, at, kept in zip(logits.split(block), target.split(block), log_p_target.split(block)):
+        log_p = torch.log_softmax(part, -1, dtype=torch.float32)
+        kept.copy_(log_p.gather(1, at))
+        part.copy_(log_p.exp_())
+    return logits, log_p_target
 
 
-def _subtract_target(p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: Words | None) -> None:
+def _subtract_target(
+    p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: Words | None
+) -> torch.Tensor:
     """p -> p - 1 at each target: the gradient of the logits. expm1 keeps the digits of a target that is nearly sure."""
     value = log_p_target.expm1().to(p.dtype)
     if words is None:
-        p.scatter_(1, target, value)
-    else:
-        mine, at = words.find(target)
-        p.scatter_(1, at, torch.where(mine, value, p.gather(1, at)))
+        return p.scatter_(1, target, value)
+    mine, at = words.find(target)
+    return p.scatter_(1, at, torch.where(mine, value, p.gather(1, at)))
 
 
 def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
