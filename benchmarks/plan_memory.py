@@ -100,7 +100,7 @@ def job_of(name: str, options: argparse.Namespace) -> tuple[Job, Layout]:
         dtype=runtime.DTYPES[options.dtype],
         lora=LoraSettings(16, 32.0) if lora else None,
         recompute=recompute,
-        global_batch_size=8,
+        global_batch_size=16,
         sample_tokens=512,
         mean_tokens=512.0,
         micro_batch_tokens=1024,

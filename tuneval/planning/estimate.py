@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -126,20 +127,28 @@ def estimate(job: Job, layout: Layout, rehearsals: Rehearsals) -> Estimate:
         rehearsals: that run it.
     """
     count = job.micro_batches(layout)
-    some = _enough(count, layout)
+    stages = tuple(rehearse_stages(job, layout, rehearsals, range(layout.pipeline)))
+    return Estimate(layout=layout, job=job, micro_batches=count, stages=stages, scale=count / _enough(count, layout))
+
+
+def rehearse_stages(job: Job, layout: Layout, rehearsals: Rehearsals, stages: Iterable[int]) -> list[Account]:
+    """Accounts of the first process of some pipeline stages, in order."""
+    some = _enough(job.micro_batches(layout), layout)
     work = Work(dtype=job.dtype, recompute=job.recompute, lora=job.lora, segments=job.segments, micro_batches=some)
-    ranks = range(0, layout.world_size, layout.tensor * layout.data)
-    parts = [Part(hf_config=job.hf_config, layout=layout, rank=rank, work=work) for rank in ranks]
-    stages = tuple(rehearsals.run(parts))
-    return Estimate(layout=layout, job=job, micro_batches=count, stages=stages, scale=count / some)
+    ranks = [stage * layout.tensor * layout.data for stage in stages]
+    return rehearsals.run([Part(hf_config=job.hf_config, layout=layout, rank=rank, work=work) for rank in ranks])
 
 
 def _enough(count: int, layout: Layout) -> int:
-    """Micro-batches after which nothing new comes: memory has had its peak, and each further one is like the last."""
+    """Micro-batches after which nothing new comes: memory has had its peak, and each further one is like the last.
+
+    At the peak a stage holds whole gradients, of one micro-batch that is through, beside the activations of all that it
+    ever has at once: of as many as there are stages, or of more where a stage has several chunks.
+    """
     if layout.schedule == "gpipe" and layout.pipeline > 1:
         return count
-    rounds = 2 if layout.chunks_per_stage > 1 or layout.pipeline == 1 else 1
-    return min(count, needed(rounds * layout.pipeline, layout))
+    at_once = 2 * layout.pipeline - 1 if layout.chunks_per_stage > 1 else layout.pipeline
+    return min(count, needed(at_once + 1, layout))
 
 
 def with_layers(job: Job, layout: Layout, each: int) -> tuple[Job, Layout]:
@@ -149,7 +158,7 @@ def with_layers(job: Job, layout: Layout, each: int) -> tuple[Job, Layout]:
     config = copy.deepcopy(job.hf_config)
     chunks = len(layout.layers)
     config.num_hidden_layers = each * chunks
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[: each * chunks]
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = [types[i % len(types)] for i in range(each * chunks)]  # uneven stages may need more
     layers = tuple(tuple(range(c * each, (c + 1) * each)) for c in range(chunks))
     return replace(job, hf_config=config), replace(layout, layers=layers)

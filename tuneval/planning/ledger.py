@@ -121,7 +121,8 @@ class Ledger(TorchDispatchMode):
 
     def _enter(self, tensor: torch.Tensor, kind: str) -> None:
         tensor = _local(tensor)
-        if tensor.device.type == "meta" and not isinstance(tensor, FakeTensor):
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        if device.type == "meta":
             return
         storage = tensor.untyped_storage()
         if storage not in self._open:

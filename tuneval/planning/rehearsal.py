@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
 from tuneval.config.schema import OptimConfig
@@ -21,6 +22,7 @@ from tuneval.data.batches import MicroBatch
 from tuneval.model.build import empty_model
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.apply import parallelize
+from tuneval.parallel.data import sharded_modules
 from tuneval.parallel.mesh import Layout, Mesh
 from tuneval.parallel.pipeline import Pipeline
 from tuneval.planning.ledger import Ledger
@@ -134,6 +136,9 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     slots = optimizer.slots.values()
     ledger.hold((p for _, p in runner.named_parameters()), PARAMETERS)
     ledger.hold((t for s in slots for kind, t in s.tensors().items() if kind != "weight"), OPTIMIZER)
+    for chunk in runner.chunks:
+        for module in sharded_modules(chunk):
+            module.register_forward_pre_hook(lambda module, _: _name_whole(module, ledger))
     batch = step_batch(work.segments, work.micro_batches)
     with mode, ledger:
         (runner if several else OneProcess(runner.chunks[0])).accumulate(batch, 1.0)
@@ -153,6 +158,19 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     )
     optimizer.close()
     return account
+
+
+def _name_whole(module: FSDPModule, ledger: Ledger) -> None:
+    """Name what FSDP keeps in tensors of its own: weights, put together for the forward that begins here, and whole
+
+    gradients, summed over micro-batches so far.
+    """
+    parameters = list(module.parameters())
+    ledger.hold(parameters, PARAMETERS)
+    state = module._get_fsdp_state()  # the sums are in no parameter's `grad`, and FSDP has no public way to them
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    sums = [p.unsharded_accumulated_grad for group in groups if group is not None for p in group.fsdp_params]
+    ledger.hold((g for g in (*sums, *(p.grad for p in parameters)) if g is not None), GRADIENTS)
 
 
 def step_batch(segments: tuple[int, ...], micro_batches: int) -> Any:

@@ -9,7 +9,7 @@ from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
 from tuneval.parallel.mesh import Layout, even_list, make_layout
 from tuneval.parallel.schedules import timetable
-from tuneval.planning.estimate import Estimate, Job, Speed, estimate, with_layers
+from tuneval.planning.estimate import Estimate, Job, Speed, estimate, rehearse_stages, with_layers
 from tuneval.planning.rehearsal import Rehearsals
 
 MARGIN = 0.08
@@ -119,10 +119,14 @@ def cheapest(
 
 
 def rough_peak(job: Job, layout: Layout, rehearsals: Rehearsals) -> int:
-    """Peak of a layout from rehearsals of one and of two layers a stage: layers are alike, memory is linear in them."""
+    """Peak of a layout from rehearsals of one and of two layers a stage: layers are alike, memory is linear in them.
+
+    Of the stages in between, the first has most micro-batches in flight.
+    """
     most = max(len(chunk) for chunk in layout.layers)
-    one, two = (estimate(*with_layers(job, layout, each), rehearsals) for each in (1, 2))
-    return max(a.peak + (b.peak - a.peak) * (most - 1) for a, b in zip(one.stages, two.stages))
+    stages = sorted({0, min(1, layout.pipeline - 1), layout.pipeline - 1})
+    one, two = (rehearse_stages(*with_layers(job, layout, each), rehearsals, stages) for each in (1, 2))
+    return max(a.peak + (b.peak - a.peak) * (most - 1) for a, b in zip(one, two))
 
 
 def _state_bytes(job: Job, layout: Layout) -> int:
