@@ -231,6 +231,16 @@ def test_evaluation_tells_the_template_trap_and_the_sample():
     assert config.prompt_type is None and config.allow_unparsed
 
 
+def test_trainings_flags_are_known_to_every_entry():
+    more = "--finetune --data-path d --split 100,0,0 --lr 1e-5 --train-iters 5 --save s --log-interval 1"
+    _, said = read("inference.py", *f"--load m {more}".split())
+    assert (
+        "--finetune, --data-path, --split, --lr, --train-iters, --save, --log-interval: no effect, belongs to" in said
+    )
+    config, said = read("evaluation.py", *f"--load m --task ceval --task-data-path ceval/val {more}".split())
+    assert config.split == "val" and "--split: no effect, it splits training data" in said and "--finetune" in said
+
+
 def test_other_exams_and_those_that_are_not_built_in():
     config, said = read(
         "evaluation.py", *"--load m --task mmlu_ppl --task-data-path mmlu/test --no-chat-template".split()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneval.config.mindspeed_answers import answering, evaluation
+from tuneval.config.mindspeed_answers import evaluation, inference
 from tuneval.config.mindspeed_tune import posttrain_gpt
 from tuneval.config.words import Words
 from tuneval.errors import Problems
@@ -114,7 +114,7 @@ ENTRIES: dict[str, tuple[str, Callable[[Words], None]]] = {
     "convert_ckpt.py": ("convert", _convert_ckpt),
     "convert_ckpt_v2.py": ("convert", _convert_ckpt_v2),
     "posttrain_gpt.py": ("tune", posttrain_gpt),
-    "inference.py": ("inference", answering),
+    "inference.py": ("inference", inference),
     "evaluation.py": ("evaluation", evaluation),
 }
 """Entry file -> (tuneval's command, what is done to its words)."""

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tuneval.config import compatibility
+from tuneval.config.fields import flat_types
+from tuneval.config.schema import EvaluationConfig, InferenceConfig, TuneConfig
 from tuneval.config.words import Words
 from tuneval.errors import UserError
 
 
-def answering(words: Words) -> None:
-    """What inference and evaluation share: fp32 unless a type is given."""
+def inference(words: Words) -> None:
+    _answering(words, InferenceConfig)
+
+
+def _answering(words: Words, config_type: type) -> None:
+    """What inference and evaluation share: fp32 unless a type is given, and training's flags, which all entries know."""
     words.rename("lora-target-models", "lora-target-modules")
     given = words.drop("bf16", "fp16", "fp32")
     words.default("dtype", given[0].removeprefix("--") if given else "fp32")
     if not given:
         words.note("neither --bf16 nor --fp16: fp32, as in MindSpeed-LLM; --bf16 halves the memory")
+    training = {name.replace("_", "-") for name in set(flat_types(TuneConfig)) - set(flat_types(config_type))}
+    _told(
+        words, "belongs to training", *(name for name in words.flags if name in training - set(compatibility.known()))
+    )
 
 
 EVALUATION_TASKS = {
@@ -31,7 +42,9 @@ HARNESS_TASKS = {"bbh": "bbh", "human_eval": "humaneval", "needlebench": "niah_s
 
 
 def evaluation(words: Words) -> None:
-    answering(words)
+    _answering(words, EvaluationConfig)
+    if "," in words.value("split", ""):  # of training data, such as 100,0,0; ours names a split of the exam
+        _told(words, "it splits training data", "split")
     task = words.value("task", "")
     if task in HARNESS_TASKS:
         raise UserError(
