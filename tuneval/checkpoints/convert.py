@@ -15,7 +15,7 @@ from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary
-from tuneval.checkpoints.streamed import Pending
+from tuneval.checkpoints.streamed import Pending, one_ahead
 from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
@@ -47,10 +47,14 @@ def to_hf(
     files.check_free_space(save, _written_bytes(source, dtype), "The Hugging Face folder")
     names = source.names()
     with HfSink(save, max_shard_bytes) as sink, progress_bar("tensors", len(names)) as bar:
-        for name in names:
-            sink.add(name, _cast(source.read(name), dtype))
+        for name, tensor in zip(names, one_ahead(partial(_read, source, name, dtype) for name in names)):
+            sink.add(name, tensor)
             bar.advance()
         _finish(source, sink.folder, dtype, record)
+
+
+def _read(source: Source, name: str, dtype: torch.dtype | None) -> torch.Tensor:
+    return _cast(source.read(name), dtype)
 
 
 def to_mcore(

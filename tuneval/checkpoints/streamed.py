@@ -7,12 +7,15 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 ALIGNMENT = 64
 """torch.save starts every storage at such a byte, so that a mapped file holds aligned elements."""
@@ -56,12 +59,24 @@ def save(structure: Any, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
-        for key, pending in enumerate(pickler.pending):
-            tensor = pending.make()
+        tensors = one_ahead(pending.make for pending in pickler.pending)
+        for key, (pending, tensor) in enumerate(zip(pickler.pending, tensors)):
             assert (tuple(tensor.shape), tensor.dtype) == (pending.shape, pending.dtype), "not the tensor announced"
             with archive.open(_aligned(archive, f"{path.stem}/data/{key}"), "w", force_zip64=True) as member:
                 member.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
         archive.writestr(f"{path.stem}/version", "3\n")
+
+
+def one_ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each call returns, in order; the next one runs in a thread meanwhile, so that reading goes on under writing."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[T] | None = None
+        for call in calls:
+            before, waiting = waiting, thread.submit(call)
+            if before is not None:
+                yield before.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:

@@ -168,7 +168,7 @@ class Row:
         return tuple(shape)
 
     def fuse(self, read_slice: Callable[[str, int, int, int], torch.Tensor], tp: int, rank: int) -> torch.Tensor:
-        """One rank's Megatron tensor, in memory of its own.
+        """One rank's Megatron tensor: in memory of its own, or what was read where that is it already.
 
         Args:
             read_slice: (HF name, dim, start, stop) -> that slice.
@@ -185,6 +185,8 @@ class Row:
             own = [(p, at) for p, at in zip(parts, offsets) if p.hf == t]
             first = own[0][0].start
             piece = read_slice(self.hf_names[t], dim, first, own[-1][0].stop)
+            if len(parts) == 1 and piece.is_contiguous():
+                return piece
             fused = torch.empty(self.rank_shape(tp), dtype=piece.dtype) if fused is None else fused
             for p, at in own:
                 size = p.stop - p.start
@@ -213,6 +215,8 @@ class Row:
                 for first in range(low, high, block) if part.hf == hf else ():
                     size, inside = min(block, high - first), at + first - part.start
                     piece = read_rank(rank, dim, inside, inside + size)
+                    if size == stop - start and piece.is_contiguous():
+                        return piece
                     tensor = torch.empty(shape, dtype=piece.dtype) if tensor is None else tensor
                     tensor.narrow(dim, first - start, size).copy_(piece)
                 at += part.stop - part.start
