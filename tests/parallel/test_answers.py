@@ -36,6 +36,8 @@ class Launched:
         self.folder = folder
         lively_folder(folder / "model", tokenizer, max_position_embeddings=4096)
         lively_folder(folder / "tied", tokenizer, max_position_embeddings=4096, tie_word_embeddings=True)
+        odd = {"num_attention_heads": 3, "num_key_value_heads": 1}  # one and a half on each process
+        lively_folder(folder / "odd", tokenizer, max_position_embeddings=4096, **odd)
         write_run(folder)
         write_exam(folder / "exam")
         write_harness_task(folder / "own")

@@ -75,8 +75,8 @@ def test_the_comparison_fails_on_a_broken_placement(name, launched):
 def test_a_process_reads_only_what_it_holds(name, launched):
     many, layout = launched.many(name), CASES[name].layout
     assert many["held"] <= many["read"]
-    if layout.tensor > 1 and layout.sharding != "none":  # row layers are cut both ways, and read by rows or by columns
-        assert many["read"] < 1.3 * many["held"]
+    if layout.tensor > 1 and layout.sharding != "none":  # row layers are cut both ways, and read by rows
+        assert many["read"] < (1 + 0.15 * layout.tensor) * many["held"]
     else:
         assert many["read"] == many["held"]
 

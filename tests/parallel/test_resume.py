@@ -30,7 +30,7 @@ class Runs:
 
     def __init__(self, folder: Path, tokenizer) -> None:
         self.folder = folder
-        model = tiny_model(num_attention_heads=12, tie_word_embeddings=True)  # TP 4 has more processes than KV heads
+        model = tiny_model(tie_word_embeddings=True)  # TP 4: more processes than KV heads, heads and a half on each
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         write(folder / "data", [sample(i, n, prompt=1) for i, n in enumerate(LENGTHS)])
