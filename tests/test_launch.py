@@ -127,14 +127,14 @@ def test_a_torchrun_of_the_users_own(folder):
 
 
 def test_every_size_that_does_not_fit_is_told_once_and_at_once(folder):
-    sizes = ["--tensor-model-parallel-size", "4", "--pipeline-model-parallel-size", "3", "--nproc-per-node", "2"]
+    sizes = ["--tensor-model-parallel-size", "8", "--pipeline-model-parallel-size", "3", "--nproc-per-node", "2"]
     status, errors = run(tune(folder, folder / "bad", *sizes, "--global-batch-size", "90"))
     assert status == 2 and not (folder / "bad").exists()
     assert errors.count("problems:") == 1 and "loading" not in errors
     for said in (
-        "the model has 6 attention heads, 6 % 4 = 2. Choose 1, 2, 3 or 6",
+        "the model has 6 attention heads, so some processes would have none. Choose 6 or fewer",
         "the model has 4 layers, 4 % 3 = 1. Choose 1, 2 or 4, or add --num-layer-list 2,1,1",
-        "needs 12 processes or a multiple; there are 2 processes. Start 12, 2 x 12",
+        "needs 24 processes or a multiple; there are 2 processes. Start 24, 2 x 24",
         "--global-batch-size 90: the training split has 16 samples",
     ):
         assert errors.count(said) == 1

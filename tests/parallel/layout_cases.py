@@ -41,6 +41,7 @@ LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8, 11, 10, 4, 13, 30, 2, 9, 21)
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear")
 WHOLE = (tuple(range(4)),)
 HALVES, UNEVEN, QUARTERS = ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))
+UNEVEN_QUARTERS = ((0, 1), (2,), (3, 4), (5,))
 
 MODELS = {
     "untied": {},
@@ -49,6 +50,7 @@ MODELS = {
     "12 heads on 3": {"num_attention_heads": 12, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "9 heads on 3": {"num_attention_heads": 9, "num_key_value_heads": 3},
     "16 heads": {"num_attention_heads": 16, "vocab_size": 157, "tie_word_embeddings": True},
+    "6 layers": {"num_hidden_layers": 6, "tie_word_embeddings": True},
     "qwen3": {"family": "qwen3", "tie_word_embeddings": True},
     "llama": {"family": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral": {"family": "mistral"},
@@ -103,6 +105,9 @@ CASES = {
     "dp2 optimizer lora": Case(dp(2, "optimizer"), lora="lora"),
     "dp2 full": Case(dp(2, "full"), "tied"),
     "dp2 full lora": Case(dp(2, "full"), lora="lora", recompute="full"),
+    "pp2": Case(pp(2, HALVES), "tied"),
+    "pp2 lora": Case(pp(2, HALVES), lora="lora"),
+    "pp2 gpipe": Case(pp(2, UNEVEN, schedule="gpipe")),
     "pp2 vpp": Case(pp(2, QUARTERS), "tied"),
     "pp2 vpp lora": Case(pp(2, QUARTERS), lora="lora"),
     "tp4": Case(tp(4), "12 heads"),
@@ -118,6 +123,8 @@ CASES = {
     "tp4 of 9 heads shared a": Case(tp(4), "9 heads on 3", "shared"),
     "pp4": Case(pp(4, QUARTERS), "tied"),
     "pp4 lora": Case(pp(4, QUARTERS), "tied", "lora"),
+    "pp4 uneven": Case(pp(4, UNEVEN_QUARTERS), "6 layers"),
+    "pp4 uneven lora": Case(pp(4, UNEVEN_QUARTERS), "6 layers", "lora"),
     "pp2 dp2": Case(pp(2, UNEVEN, data=2), "tied"),
     "pp2 dp2 lora": Case(pp(2, UNEVEN, data=2), lora="lora"),
     "pp2 dp2 optimizer": Case(pp(2, HALVES, data=2, sharding="optimizer"), "tied"),
@@ -146,6 +153,7 @@ BROKEN = {
     "copies": Case(tp(2), broken="copies counted"),
     "dp mean": Case(dp(2, "full"), broken="data-parallel mean"),
     "dp not summed": Case(dp(2), broken="no data-parallel sum"),
+    "tied ends": Case(pp(2, HALVES), "tied", broken="ends not summed"),
     "heads": Case(tp(4), "12 heads on 3", broken="heads in another order"),
     "ends of heads": Case(tp(4), broken="ends of heads of another process"),
 }
@@ -296,6 +304,7 @@ BREAKS = {
         apply, "shard", lambda right: lambda decoder, mesh, full: (right(decoder, mesh, full), halved(decoder))
     ),
     "no data-parallel sum": replaced(gradients, "_all_reduce", lambda right: lambda tensors, group: None),
+    "ends not summed": replaced(gradients, "_ends_group", lambda right: lambda mesh: None),
     "copies counted": replaced(gradients.Gradients, "_counts", lambda right: lambda self, gradient: True),
 }
 
