@@ -260,5 +260,6 @@ def test_other_exams_and_those_that_are_not_built_in():
 def test_preprocess_tells_what_its_thinking_is():
     words = "--input i --tokenizer-name-or-path t --output-prefix p --enable-thinking true --handler-name".split()
     config, said = read("preprocess_data.py", *words, "")
-    assert config.handler_name == "auto" and "--enable-thinking true" in said
+    assert config.handler_name == "auto" and "--enable-thinking true" in said and "no --prompt-type" in said
+    assert "no --prompt-type" not in read("preprocess_data.py", *words[:-1], "--prompt-type", "qwen")[1]
     assert "--enable-thinking" not in read("preprocess_data.py", *words[:-3], "--enable-thinking", "false")[1]

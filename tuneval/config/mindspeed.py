@@ -55,6 +55,10 @@ def _preprocess_data(words: Words) -> None:
             f"--enable-thinking {thinking}: the empty thought of an answer without one is part of the prompt and never "
             "trained (MindSpeed-LLM's `false`)"
         )
+    if "prompt-type" not in words:
+        words.note(
+            "no --prompt-type: MindSpeed-LLM would refuse; the tokenizer's own chat template is taken (--prompt-type auto)"
+        )
     if not words.value("handler-name"):  # "" there means plain text for pretraining
         words.drop("handler-name")
 
