@@ -33,6 +33,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "That can't be told from guessing (95% interval {low} to {high}), so changes of the score call for caution.",
     ),
     "s_best": ("{what}最优的设置是{label}：{value}{seeds}。", "The best setting by {what} is {label}: {value}{seeds}."),
+    "s_best_tied": ("数值相同的还有{labels}，它只是排在前面。", "{labels} came to the same figure; it only stands first."),
     "s_seeds": ("（{n}个种子的平均）", " (mean of {n} seeds)"),
     "s_of_best": (
         "它是{n}个设置中的最高者，挑选本身会使这个数字偏高；换一批题目应预期略低。",

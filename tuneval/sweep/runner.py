@@ -81,7 +81,7 @@ class Runner:
         with _stop_requests(self._stop) as received, SweepProgress(self.plan, self.state) as progress:
             self._run_shared(progress, wanted)
         if self._failed_shared and not received:
-            raise UserError("; ".join(f"{name}: {error}" for name, error in self._failed_shared.items()))
+            raise UserError("; ".join(dict.fromkeys(self._failed_shared.values())))
         return 128 + received[0] if received else 0
 
     def _run_shared(self, progress: SweepProgress, wanted: set[str] | None = None) -> None:
@@ -93,10 +93,10 @@ class Runner:
             error = self._needs(step)
             outcome = self._run_step(step, progress, slot=0) if error is None else None
             if error is None and outcome is not None and outcome.status == FAILED:
-                error = f"{step.id}: {outcome.error}"
+                error = f"{step.id} failed: {outcome.error}"
+                console.warn(error.strip().splitlines()[-1])
             if error is not None:
                 self._failed_shared[step.id] = error
-                console.warn(f"{step.id} failed: {error.strip().splitlines()[-1]}")
 
     def _needs(self, step: Step) -> str | None:
         """The error of the first needed step that failed."""

@@ -10,8 +10,8 @@ import re
 import pytest
 from browser import CHROMIUM, look
 from pages import Page
-from report_runs import SAMPLES, make_evaluation, with_samples
-from sweep_runs import make_sweep
+from report_runs import SAMPLES, make_evaluation, make_run, with_samples
+from sweep_runs import make_sweep, read
 
 from tuneval.cli import main
 from tuneval.errors import UserError
@@ -24,6 +24,8 @@ from tuneval.report.sweep.render import write_sweep_report
 from tuneval.report.sweep.runs import cost_section
 from tuneval.report.sweep.summary import analyse, sentences
 from tuneval.report.words import Words
+from tuneval.sweep.state import DONE, SweepState, open_sweep
+from tuneval.sweep.steps import make_plan
 
 FIGURES = ["effect-0", "effect-1", "heat-0", "against", "categories", "cost", "overlay-axis-0", "overlay-axis-1"]
 
@@ -212,3 +214,28 @@ def test_a_score_s_interval_ends_at_all_right(tmp_path):
         patch.setattr(charts, "cost", lambda dots, **_: drawn.extend(dots) or "")
         cost_section(sweep, analysis, Words("en"))
     assert [dot.high for dot in drawn] == [1.0, 1.0] and all(dot.low < 1 for dot in drawn)
+
+
+def test_equal_settings_are_said_to_be_equal(tmp_path):
+    plan = make_sweep(tmp_path, axes={"lora_r": [4, 16]}, points=None)
+    for job in plan.jobs:
+        make_evaluation(job.run / "evaluation" / "ceval-official", 0.6, seed=1)
+    text = said(tmp_path / "out")
+    assert "#2 lora_r=16 came to the same figure; it only stands first." in text
+    assert "choose different settings" not in text and "(#2 lora_r=16) also has the highest score" in text
+
+
+def test_a_random_sample_has_no_map_of_empty_cells(tmp_path):
+    axes = {"lr": {"min": 1e-5, "max": 1e-3, "log": True}, "lora_r": {"min": 2, "max": 64, "whole": True}}
+    plan = make_plan(read(tmp_path, axes=axes, points=None, sample={"count": 4, "seed": 3}), tmp_path / "out")
+    open_sweep(plan)
+    state = SweepState(plan.folder)
+    for number, job in enumerate(plan.jobs):
+        make_evaluation(job.baseline, 0.4)
+        make_run(job.run, steps=5, seed=number)
+        make_evaluation(job.steps[-1].output.parent, 0.5, seed=number)
+        for step in job.steps:
+            state.record(step, DONE, 1.0)
+    write_sweep_report(tmp_path / "out", tmp_path / "r.html", "en")
+    ids = Page((tmp_path / "r.html").read_text(encoding="utf-8")).ids
+    assert {"figure-effect-0", "figure-effect-1", "figure-cost"} <= set(ids) and "figure-heat-0" not in ids

@@ -22,7 +22,7 @@ def effects_section(sweep: SweepResult, analysis: Analysis, t: Words) -> Section
     if not analysis.effects:
         return None
     figures = [_effect_figure(sweep, effect, i, t) for i, effect in enumerate(analysis.effects)]
-    figures += [_heat_figure(sweep, one, i, t) for i, one in enumerate(analysis.interactions)]
+    figures += [_heat_figure(sweep, one, i, t) for i, one in enumerate(analysis.interactions) if _mostly_filled(one)]
     blocks: list[object] = [Figures(figures=tuple(figures))]
     for effect in analysis.effects:
         blocks += _tables(sweep, effect, t)
@@ -130,6 +130,12 @@ def _pair_table(sweep: SweepResult, effect: Effect, t: Words) -> Table:
         rows.append((t("pair_arrow", a=pair.first, b=pair.second), str(pair.pairs), difference, p, mark))
     head = tuple(t(h) for h in ("pair", "run_pairs", "difference_interval", "p_value", "holm_mark"))
     return Table(title=t("tab_effect_pairs", axis=effect.axis), head=head, rows=tuple(rows))
+
+
+def _mostly_filled(found: Interaction) -> bool:
+    """Of a random sample's axes nearly every cell is empty: such a map shows nothing that the effects don't."""
+    cells = [value for row in found.cells for value in row]
+    return 2 * sum(value is not None for value in cells) >= len(cells)
 
 
 def _heat_figure(sweep: SweepResult, found: Interaction, number: int, t: Words) -> Figure:

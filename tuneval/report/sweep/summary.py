@@ -169,6 +169,9 @@ def _say_best(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[str]
     seeds = t("s_seeds", n=runs) if runs > 1 else ""
     figure = spelling.value(sweep, sweep.mean(best), t)
     yield t("s_best", what=spelling.what(sweep, t), label=spelling.name(best), value=figure, seeds=seeds)
+    tied = [spelling.name(s) for s in sweep.ranked[1:] if sweep.mean(s) == sweep.mean(best)]
+    if tied:
+        yield t("s_best_tied", labels=t.listed(tied))
     against = next((a for a in analysis.against if a.setting is best), None)
     if sweep.objective == "score" and against is not None:
         kind = "unclear" if not against.significant else "better" if against.test.mean > 0 else "worse"
@@ -296,8 +299,8 @@ def _say_losses(sweep: SweepResult, t: Words) -> Iterator[str]:
         return
     loss, lowest = min(means, key=lambda entry: entry[0])
     best = sweep.ranked[0]
-    if lowest is best:
-        yield t("s_loss_agrees", label=spelling.name(best))
+    if sweep.mean(lowest) == sweep.mean(best):
+        yield t("s_loss_agrees", label=spelling.name(lowest))
     else:
         yield t("s_loss_differs", label=spelling.name(lowest), loss=f"{loss:.4f}", best=spelling.name(best))
 
