@@ -171,3 +171,23 @@ def test_files_that_are_no_logs(tmp_path, text):
         read_log(path)
     with pytest.raises(UserError, match="no such file"):
         read_log(tmp_path / "nowhere.log")
+
+
+def test_subjects_without_a_question_do_not_count(tmp_path):
+    text = EXAM + "INFO:__main__:logic has 0 corrects in 0 questions, with accuracy nan\n"
+    found = read_log(write(tmp_path, "exam.log", text)).evaluation.result
+    assert set(found.subjects) == {"computer_network", "law"} and found.questions == 43
+    with pytest.raises(UserError, match="holds neither"):
+        read_log(write(tmp_path, "none.log", "law has 0 corrects in 0 questions\nceval acc = 0/0=nan\n"))
+
+
+def test_more_right_answers_than_questions_are_an_error(tmp_path):
+    with pytest.raises(UserError, match="law has 25 right answers to 24 questions"):
+        read_log(write(tmp_path, "exam.log", EXAM.replace("16 corrects", "25 corrects")))
+
+
+def test_a_log_that_powershell_wrote(tmp_path):
+    plain = read_log(write(tmp_path, "plain.log", ARGUMENTS + LINES)).run
+    (tmp_path / "wide.log").write_bytes((ARGUMENTS + LINES).replace("\n", "\r\n").encode("utf-16"))
+    wide = read_log(tmp_path / "wide.log").run
+    assert len(wide.steps) == 2 and wide.steps[0] == plain.steps[0] and wide.record.config == plain.record.config

@@ -6,6 +6,7 @@ What a log does not say stays unsaid: no tokens, no speed, no hashes, and for an
 from __future__ import annotations
 
 import ast
+import codecs
 import math
 import re
 from dataclasses import dataclass
@@ -51,15 +52,18 @@ def read_log(path: Path) -> Log:
         UserError: no such file, no text, or nothing of either kind in it.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        raw = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"--from-log {path}: no such file") from None
+    # PowerShell's `>` and `tee` write UTF-16, with its mark first
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = raw.decode("utf-16" if wide else "utf-8", errors="replace")
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", text))
     arguments = _arguments(lines)
     steps = _steps(lines)
     if steps:
         return Log(run=_run(path, lines, arguments, steps))
-    scores = _scores(lines)
+    scores = _scores(path, lines)
     if scores is not None:
         return Log(evaluation=_evaluation(path, arguments, *scores))
     raise UserError(
@@ -195,8 +199,8 @@ Counts = dict[str, tuple[int, int]]
 """Subject -> (right, questions)."""
 
 
-def _scores(lines: list[str]) -> tuple[str, Counts] | None:
-    """Task and counts by subject; only the total where no subject is told."""
+def _scores(path: Path, lines: list[str]) -> tuple[str, Counts] | None:
+    """Task and counts by subject, those without a question left out; only the total where no subject is told."""
     counts: Counts = {}
     task, total = "ceval", None
     for line in lines:
@@ -210,9 +214,15 @@ def _scores(lines: list[str]) -> tuple[str, Counts] | None:
                 counts.setdefault(match[1], (round(float(match[3]) * n), n))
         if match := TOTAL.search(line):
             task, total = match[1], (int(match[2]), int(match[3]))
-    if counts:
-        return task, counts
-    return None if total is None or not total[1] else (task, {task: total})
+    counts = {subject: (right, n) for subject, (right, n) in counts.items() if n}
+    if not counts and total is not None and total[1]:
+        counts = {task: total}
+    for subject, (right, n) in counts.items():
+        if right > n:
+            raise UserError(
+                f"--from-log {path}: {subject} has {right} right answers to {n} questions; is the log whole?"
+            )
+    return (task, counts) if counts else None
 
 
 def _evaluation(path: Path, arguments: dict[str, Any], task: str, counts: Counts) -> Evaluation:
