@@ -1,6 +1,6 @@
 """Memory that `tuneval plan` predicts, against the measured peak of four real processes on the CPU.
 
-    python benchmarks/plan_memory.py [--dtype fp32] [--layers 6] [--output FILE.json]
+    python benchmarks/plan_memory.py [--dtype fp32] [--layers 6] [--only LAYOUT] [--heap] [--output FILE.json]
 
 Every layout: torchrun starts four processes, each makes its part of a model with random weights (hidden 1024, FFN 2816,
 16 heads, 4 KV heads, vocabulary 32,000) and trains two steps. Measured is what the resident memory of each process grew
@@ -9,7 +9,7 @@ of the same process rehearsed on fake tensors. Python, torch and its start are t
 
 glibc's malloc keeps freed memory in holes that no later tensor fits, so resident memory is more than what is in use,
 by as much as the allocator's settings say. Each layout is measured with every tensor on pages of its own
-(`MALLOC_MMAP_THRESHOLD_=65536`: what is in use), which is what a plan predicts, and as `tune` sets malloc ("heap").
+(`MALLOC_MMAP_THRESHOLD_=65536`: what is in use), which is what a plan predicts; with `--heap` also as `tune` sets malloc.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--only", help="one layout's name")
+    parser.add_argument("--heap", action="store_true", help="measure with tune's settings of malloc, too")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--worker", nargs=2, metavar=("LAYOUT", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,15 +69,17 @@ def main() -> None:
     rows = []
     for name in [options.only] if options.only else LAYOUTS:
         measured, predicted = measure(name, options, pages=True), predict(name, options)
-        heap = measure(name, options, pages=False)
         worst = max(range(4), key=lambda rank: abs(predicted[rank] / measured[rank] - 1))
-        rows.append({"layout": name, "measured": measured, "predicted": predicted, "heap": heap})
-        mib, error = max(measured) / 2**20, max(predicted) / max(measured) - 1
-        print(
-            f"{name:24} largest of four: measured {mib:5.0f} MiB, predicted {max(predicted) / 2**20:5.0f} ({100 * error:+.1f}%; "
-            f"furthest off {100 * (predicted[worst] / measured[worst] - 1):+.1f}%), heap {max(heap) / 2**20:5.0f}",
-            flush=True,
+        rows.append({"layout": name, "measured": measured, "predicted": predicted})
+        error = max(predicted) / max(measured) - 1
+        text = (
+            f"{name:24} largest of four: measured {max(measured) / 2**20:5.0f} MiB, predicted {max(predicted) / 2**20:5.0f} "
+            f"({100 * error:+.1f}%; furthest off {100 * (predicted[worst] / measured[worst] - 1):+.1f}%)"
         )
+        if options.heap:
+            rows[-1]["heap"] = measure(name, options, pages=False)
+            text += f", heap {max(rows[-1]['heap']) / 2**20:5.0f}"
+        print(text, flush=True)
     if options.output:
         options.output.write_text(
             json.dumps({"dtype": options.dtype, "layers": options.layers, "rows": rows}, indent=1)
@@ -100,10 +103,10 @@ def job_of(name: str, options: argparse.Namespace) -> tuple[Job, Layout]:
         dtype=runtime.DTYPES[options.dtype],
         lora=LoraSettings(16, 32.0) if lora else None,
         recompute=recompute,
-        global_batch_size=16,
-        sample_tokens=512,
-        mean_tokens=512.0,
-        micro_batch_tokens=1024,
+        global_batch_size=12,
+        sample_tokens=256,
+        mean_tokens=256.0,
+        micro_batch_tokens=512,
     )
     problems = Problems()
     layout = make_layout(ParallelConfig(**flags), config, 4, problems, job.global_batch_size)
