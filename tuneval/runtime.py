@@ -139,6 +139,23 @@ def fp32_advantage(dtype: torch.dtype) -> float:
     return seconds[dtype] / seconds[torch.float32]
 
 
+def packs_linear(dtype: torch.dtype) -> bool:
+    """Whether this CPU's matrix products take weights of `dtype` that oneDNN has laid out for them beforehand."""
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A linear layer's weight [out_features, in_features], laid out by oneDNN; only `packed_linear` can use it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+
+def packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """[..., in_features] -> [..., out_features], by a weight of `pack_weight`."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
 def mend_pipelining() -> None:
     """Let pipeline schedules of torch 2.5 wait for every transfer of a batch.
 

@@ -10,6 +10,7 @@ from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import ChatConfig
 from tuneval.inference.chat import Chat, run_chat, typed_lines
 from tuneval.inference.generate import choose_template
+from tuneval.inference.linear import speed_up
 
 
 def main(parsed: Parsed) -> None:
@@ -17,6 +18,7 @@ def main(parsed: Parsed) -> None:
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    speed_up(loaded, config.quantize)
     template = choose_template(loaded, config.prompt_type)
     chat = Chat(loaded, template, config.sampling, config.system)
     terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -20,6 +20,7 @@ from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable, write_jsonl
 from tuneval.inference.generate import TextStream, choose_template, generate, positions_limit
+from tuneval.inference.linear import speed_up
 from tuneval.report.records import SampleAnswer
 
 
@@ -39,6 +40,7 @@ def main(parsed: Parsed) -> None:
         tensor_parallel_size=config.shard.tensor_model_parallel_size,
     )
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    speed_up(loaded, config.quantize)
     template = None if config.raw else choose_template(loaded, config.prompt_type)
     stops = _stops(loaded, template)
     prompts = [_prompt_ids(messages, loaded, template) for messages in conversations]
@@ -102,7 +104,13 @@ def answer_all(
 
 def _settings(config: GenerateConfig) -> dict[str, Any]:
     """What the answers depend on beside model and prompt."""
-    own = {"dtype": config.dtype, "raw": config.raw, "prompt_type": config.prompt_type, "system": config.system}
+    own = {
+        "dtype": config.dtype,
+        "quantize": config.quantize,
+        "raw": config.raw,
+        "prompt_type": config.prompt_type,
+        "system": config.system,
+    }
     sampling = asdict(config.sampling)
     if config.sampling.greedy:
         sampling = {k: v for k, v in sampling.items() if k in ("greedy", "max_new_tokens")}

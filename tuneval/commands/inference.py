@@ -15,6 +15,7 @@ from tuneval.data.records import Message
 from tuneval.data.template import Template, load_template
 from tuneval.inference.chat import Chat, run_chat, typed_lines
 from tuneval.inference.generate import choose_template, generate
+from tuneval.inference.linear import speed_up
 
 PROMPT = "how are you?"
 """What every task but chat answers there."""
@@ -48,6 +49,7 @@ def main(parsed: Parsed) -> None:
         config.shard.tensor_model_parallel_size,
     )
     check_model_facts(parsed.model_facts, loaded.config.to_dict())
+    speed_up(loaded)
     template = _template(config, loaded)
     mesh = loaded.mesh
     if mesh.layout.data > 1:
