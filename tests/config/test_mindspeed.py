@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -112,9 +113,12 @@ def test_a_run_loaded_from_its_own_folder_is_continued(tmp_path):
     assert read("posttrain_gpt.py", *without("--load", "--save"), *own, "--finetune")[0].model.load == run
 
 
-def test_no_save_and_several_prefixes_are_told():
+def test_no_save_and_several_prefixes_are_told(monkeypatch):
     config, said = read("posttrain_gpt.py", *without("--save"))
     assert str(config.save.save).startswith("runs/posttrain-") and "would keep nothing" in said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config, _ = read("posttrain_gpt.py", *without("--save"))
+    assert str(config.save.save).endswith(f"-{os.getppid()}")  # a second apart, two processes still agree
     config, said = tune("--data-path", "one", "two")
     assert str(config.data.data_path) == "one" and "two not, as in MindSpeed-LLM" in said
 

@@ -96,7 +96,7 @@ def _data(words: Words) -> None:
 def _save(words: Words) -> None:
     """Where the result goes, and what the five flags of MindSpeed-LLM's scripts mean for going on."""
     if "save" not in words:
-        words.give("save", f"runs/posttrain-{time.strftime('%Y%m%d-%H%M%S')}")
+        words.give("save", f"runs/posttrain-{_name_of_job()}")
         words.note(f"no --save: MindSpeed-LLM would keep nothing; the run goes to {words.value('save')}")
     _continue_from_save(words)
     names = ("finetune", "no-load-optim", "no-load-rng", "no-save-optim", "no-save-rng")
@@ -106,6 +106,13 @@ def _save(words: Words) -> None:
             f"{' '.join(given)}: a run with these can't be continued after a stop, here as in MindSpeed-LLM. "
             "To be able to, leave them all out: the same command then continues from --save"
         )
+
+
+def _name_of_job() -> str:
+    """The same in every process of a machine: by the clock in one, by the launcher around them where there are several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return f"{time.strftime('%Y%m%d')}-{os.getppid()}"
+    return time.strftime("%Y%m%d-%H%M%S")
 
 
 def _continue_from_save(words: Words) -> None:
