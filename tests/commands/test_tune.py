@@ -136,7 +136,7 @@ def test_lora_on_an_adapter_is_refused(model, data, tmp_path, capsys):
     succeed(*words)
     capsys.readouterr()
     words = arguments(tmp_path / "first", data, tmp_path / "second", "--train-iters", "2")
-    assert "Merge it first" in refuse(capsys, *words, "--lora-r", "2")
+    assert "with --lora-load; for a new one, merge it first" in refuse(capsys, *words, "--lora-r", "2")
     succeed(*words)
 
 

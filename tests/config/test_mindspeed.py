@@ -110,6 +110,9 @@ def test_a_run_loaded_from_its_own_folder_is_continued(tmp_path):
     own = ["--load", str(run), "--save", str(run)]
     config, said = read("posttrain_gpt.py", *without("--load", "--save"), *own)
     assert str(config.model.load) == "models/base" and "is continued" in said
+    lora = ("--lora-target-modules", "linear_qkv", "--lora-load", str(run / "mcore"))
+    config, said = read("posttrain_gpt.py", *without("--save"), "--save", str(run), *lora)
+    assert config.lora.lora_load is None and config.lora.lora_shared_a and "began from a fresh adapter" in said
     assert read("posttrain_gpt.py", *without("--load", "--save"), *own, "--finetune")[0].model.load == run
 
 

@@ -106,8 +106,9 @@ def make_plan(parsed: Parsed) -> Plan:
 def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None:
     problems.check(
         not (config.lora.enabled and source.kind == "adapter"),
-        f"--load {config.model.load}: holds an adapter; a second one on top would fit no model on disk. Merge it first "
-        "with `tuneval export`, or leave --lora-r out for full tuning",
+        f"--load {config.model.load}: holds an adapter; a second one on top would fit no model on disk. To go on "
+        "with it, give the model under it with --load and this folder with --lora-load; for a new one, merge it first "
+        "with `tuneval export`; or leave --lora-r out for full tuning",
     )
     inside = Path(config.model.load).resolve().is_relative_to(Path(config.save.save).resolve())
     problems.check(not inside, f"--save {config.save.save}: holds --load {config.model.load}; choose another folder")

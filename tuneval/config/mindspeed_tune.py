@@ -29,6 +29,7 @@ def posttrain_gpt(words: Words) -> None:
         words.give("fp32")
         words.note("neither --bf16 nor --fp16: fp32, as there; --bf16 halves the memory of weights and activations")
     _batch(words)
+    _continue_from_save(words)
     _lora(words)
     _data(words)
     _save(words)
@@ -98,7 +99,6 @@ def _save(words: Words) -> None:
     if "save" not in words:
         words.give("save", f"runs/posttrain-{_name_of_job()}")
         words.note(f"no --save: MindSpeed-LLM would keep nothing; the run goes to {words.value('save')}")
-    _continue_from_save(words)
     names = ("finetune", "no-load-optim", "no-load-rng", "no-save-optim", "no-save-rng")
     given = [f"--{name}" for name in names if name in words]
     if "finetune" in words or "no-save-optim" in words:
@@ -116,14 +116,24 @@ def _name_of_job() -> str:
 
 
 def _continue_from_save(words: Words) -> None:
-    """`--load RUN --save RUN` continues a run there. Here the same command as before does: give what RUN began from."""
-    load, save = (Path(words.value(name, "")).absolute() for name in ("load", "save"))
+    """`--load RUN --save RUN`, or `--lora-load RUN --save RUN`, continues a run there.
+
+    Here the same command as before does: give what RUN began from.
+    """
+    save = Path(words.value("save", "")).absolute()
     record = save / "config.json"
-    if "load" in words and load == save and "finetune" not in words and record.is_file():
-        began = read_json(record).get("config", {}).get("load")
-        if began:
-            words.give("load", began)
-            words.note(f"--load {load} is --save: the run in it is continued, which began from {began}")
+    if "save" not in words or "finetune" in words or not record.is_file():
+        return
+    began = read_json(record).get("config", {})
+    for flag, key in (("load", "load"), ("lora-load", "lora_load")):
+        named = words.value(flag)
+        if named is None or Path(named).absolute() not in (save, save / "model", save / "adapter", save / "mcore"):
+            continue
+        words.drop(flag)
+        if began.get(key):
+            words.give(flag, began[key])
+        start = began.get(key) or "a fresh adapter"
+        words.note(f"--{flag} {named} is in --save: the run there is continued, which began from {start}")
 
 
 def _variable_seq_lengths(words: Words) -> None:
