@@ -1,0 +1,142 @@
+"""Peak memory of training: LoRA and full tuning of a real model, LoRA steps of a 7B-shaped one with random weights.
+
+    python benchmarks/train_memory.py MODEL DATA_PREFIX [--seven-billion] [--micro-batch-tokens 1024] [--output JSON]
+
+Each row is a process of its own with three steps of 8 samples in bf16. On a CPU two figures: the peak of all resident memory, which
+also counts pages of mapped weight files that the system may drop at any time, and the peak of `RssAnon`, which nothing
+but the process can give back. `--seven-billion` adds Qwen2.5-7B's shape: 15 GB of weights, minutes on a CPU; its samples are cut
+to 256 tokens of the model's vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from pathlib import Path
+
+import torch
+from convert_memory import rss_anon
+from side_by_side import alternate, setting, write
+from transformers import Qwen2Config
+
+from tuneval import runtime
+from tuneval.checkpoints.load import load_model
+from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
+from tuneval.data.batches import SftDataset, global_batches, sample_order
+from tuneval.model.build import build_model
+from tuneval.model.decoder import Decoder
+from tuneval.model.lora import LoraSettings, add_lora
+from tuneval.model.weight_map import rows
+from tuneval.training.loop import OneProcess, Progress, train
+from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.schedule import Schedule
+
+STEPS, SAMPLES, SEED = 3, 8, 42
+SHAPE_OF_7B = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--seven-billion", action="store_true")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--run", choices=WORK, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        runtime.prepare()
+        print(json.dumps(run(options)))
+        return
+    common = (__file__, options.model, options.data, "--micro-batch-tokens", options.micro_batch_tokens)
+    work = WORK if options.seven_billion else WORK[:2]
+    runs = alternate({name: (*common, "--run", name) for name in work}, 1)
+    report = {
+        "work": f"{STEPS} steps of {SAMPLES} samples, bf16, micro-batches of {options.micro_batch_tokens} tokens",
+        **{name: rows[0] for name, rows in runs.items()},
+        **setting(),
+    }
+    write(report, options.output)
+
+
+def run(options: argparse.Namespace) -> dict:
+    lora, large = options.run != "full", options.run == "lora 7B"
+    model = seven_billion() if large else load_model(options.model, "bf16").model
+    if lora:
+        add_lora(model, LoraSettings(r=8, alpha=16), SEED)
+    decoder = Decoder(model)
+    optim = OptimConfig(lr=1e-5, lr_decay_style="constant")
+    batch = BatchConfig(
+        global_batch_size=SAMPLES, train_iters=STEPS, micro_batch_tokens=256 if large else options.micro_batch_tokens
+    )
+    dataset = SftDataset(options.data)
+    order = sample_order(len(dataset), STEPS * SAMPLES, SEED, shuffle=True)
+    batches = global_batches(dataset, order, batch, 256 if large else 1024)
+    optimizer = make_optimizer(decoder.named_parameters(), optim)
+    with Anonymous() as anonymous:
+        scaler = LossScaler(PrecisionConfig(bf16=True))
+        steps = list(
+            train(OneProcess(decoder), batches, optimizer, Schedule(optim, STEPS, SAMPLES), scaler, Progress())
+        )
+    return {
+        "peak GB": round(runtime.peak_memory_bytes() / 1e9, 2),
+        "peak anonymous GB": round(anonymous.peak / 1e9, 2),
+        "parameters": sum(p.numel() for p in decoder.parameters()),
+        "trained": sum(p.numel() for p in decoder.parameters() if p.requires_grad),
+        "seconds a step": round(sum(s.seconds for s in steps[1:]) / len(steps[1:]), 1),
+        "losses": [round(s.loss, 4) for s in steps],
+    }
+
+
+def seven_billion() -> torch.nn.Module:
+    """Random weights of that shape, another stretch of the same numbers for every tensor."""
+    config = Qwen2Config(**SHAPE_OF_7B)
+    shapes = {name: shape for row in rows(config) for name, shape in zip(row.hf_names, row.hf_shapes)}
+    values = (torch.randn((1 << 24) + 4099, generator=torch.Generator().manual_seed(1)) * 0.02).bfloat16()
+
+    def read(name: str) -> torch.Tensor:
+        if "norm" in name:
+            return torch.ones(shapes[name], dtype=torch.bfloat16)
+        tensor = torch.empty(torch.Size(shapes[name]).numel(), dtype=torch.bfloat16)
+        for part in tensor.split(len(values)):
+            part.copy_(values[: len(part)])
+        return tensor.view(shapes[name])
+
+    return build_model(config, read, torch.bfloat16, runtime.device())
+
+
+class Anonymous:
+    """Watches this process's anonymous memory from a thread."""
+
+    def __enter__(self) -> Anonymous:
+        self.peak, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        pid = int(Path("/proc/self").resolve().name)
+        while not self._done.is_set():
+            self.peak = max(self.peak, rss_anon(pid))
+            time.sleep(0.02)
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+WORK = ("lora", "full", "lora 7B")
+
+if __name__ == "__main__":
+    main()
