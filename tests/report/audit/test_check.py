@@ -39,7 +39,8 @@ def place(tmp_path_factory) -> Path:
     tuneval("tune", *common, "--save", place / "lora", "--lora-r", 4, "--lr", "1e-2", "--lr-warmup-iters", 2)
     tuneval("tune", *common, "--save", place / "full", "--lr", "1e-3", "--lr-decay-style", "linear")
     scored = ("--output", place / "lora" / "evaluation" / "ceval-official")
-    tuneval("evaluate", "--load", place / "lora", *exam, "--compare", place / "before", *scored)
+    trained = ("--train-data", ASSETS / "records.jsonl")
+    tuneval("evaluate", "--load", place / "lora", *exam, *trained, "--compare", place / "before", *scored)
     return place
 
 
@@ -130,6 +131,13 @@ def flip_prediction(run: Path) -> None:
          "micro.accuracy is 0.9"),
         (lambda r: change_json(r / RESULT, "subjects", "world_geography", "low", value=0.01),
          "ceval-official: results.json follows from predictions.jsonl", "subjects.world_geography.low"),
+        *((lambda r, name=name, value=value: change_json(r / RESULT, name, value=value),
+           "ceval-official: results.json follows from predictions.jsonl", f"{name} is {value}, the predictions give")
+          for name, value in (("within_noise", 99), ("exact_ties", 99), ("near_ties", 99), ("unparsed", 99))),
+        (lambda r: change_json(r / RESULT, "contamination", "touched", value=99),
+         "ceval-official: results.json follows from predictions.jsonl", "contamination.touched is 99"),
+        (lambda r: change_json(r / RESULT, "contamination", "clean", "accuracy", value=0.99),
+         "ceval-official: results.json follows from predictions.jsonl", "contamination.clean.accuracy is 0.99"),
         (lambda r: drop_row(r / PREDICTIONS, 0), "ceval-official: results.json follows from predictions.jsonl", "predictions"),
         (flip_prediction, "ceval-official: predictions agree with their scores", "is called"),
         (lambda r: change_row(r / PREDICTIONS, 0, scores={"A": 0.0, "B": 0.0, "C": 0.0, "D": 9.0}, prediction="A"),
@@ -148,7 +156,33 @@ def test_each_fault_is_named(lora, spoil, what, detail):
 def test_a_comparison_is_computed_again(lora):
     path = lora / "evaluation/ceval-official/comparison.json"
     change_json(path, "p_value", value=0.001)
-    assert "p_value is 0.001" in wrong(lora)["ceval-official: comparison.json follows from both predictions"]
+    what = "ceval-official: comparison.json follows from both predictions"
+    assert "p_value is 0.001" in wrong(lora)[what]
+
+
+@pytest.mark.parametrize(
+    "keys, value, detail",
+    [
+        (("bootstrap", "macro"), [0.9, 1.0], "bootstrap.macro is 0.9"),
+        (("subjects", "world_geography", "p_holm"), 0.01, "subjects.world_geography.p_holm is 0.01"),
+        (("detectable",), 0.001, "detectable is 0.001"),
+        (("verdict",), "after is better than before: +40.0 points", "the verdict says otherwise: after is better"),
+    ],
+)
+def test_every_figure_of_a_comparison_is_computed_again(lora, keys, value, detail):
+    change_json(lora / "evaluation/ceval-official/comparison.json", *keys, value=value)
+    assert detail in wrong(lora)["ceval-official: comparison.json follows from both predictions"]
+
+
+def test_replies_are_read_again(place, lora):
+    """A prediction is what the style's rule finds in the reply; a reply that was put right later is not."""
+    tuneval("evaluate", "--load", place / "lora", "--task-data-path", place / "exam", "--style", "oc_gen", "--shots", 0,
+            "--limit", 2, "--max-new-tokens", 3, "--allow-unparsed", "--output", lora / "evaluation" / "ceval-oc_gen")  # fmt: skip
+    assert wrong(lora) == {}
+    rows = lora / "evaluation/ceval-oc_gen/predictions.jsonl"
+    number = next(i for i, row in enumerate(read_jsonl(rows)) if not row["correct"])
+    change_row(rows, number, response="E")
+    assert "its reply says" in wrong(lora)["ceval-oc_gen: the exam's own answers"]
 
 
 def test_data_that_was_changed(place, lora, tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from tuneval.checkpoints.load import open_source, weights_hash
 from tuneval.errors import UserError
-from tuneval.evaluation.exam import categories
-from tuneval.evaluation.margins import decide
-from tuneval.evaluation.stats import summary
+from tuneval.evaluation import stats
+from tuneval.evaluation.exam import Exam, categories
+from tuneval.evaluation.extract import EXTRACTIONS
+from tuneval.evaluation.margins import decide, near_tie
+from tuneval.evaluation.stats import Paired, at_chance, summary
 from tuneval.evaluation.tasks import TASKS, find_task, load_exam
 from tuneval.report.audit.findings import OK, OPEN, Findings
 from tuneval.report.checks import groups_of, read_predictions, read_result
@@ -87,18 +91,58 @@ def _check_figures(name: str, result: EvalResult, rows: tuple[Prediction, ...], 
     counts = dict(Counter(row.prediction for row in rows if row.prediction is not None))
     if result.answers and {label: n for label, n in result.answers.items() if n} != counts:
         faults.append(f"answers chosen are {counts}, results.json says {result.answers}")
+    faults += _differences("", _told(result), _counted(result, rows))
     found.none_of(
         f"{name}: results.json follows from predictions.jsonl", faults, f"{100 * result.micro['accuracy']:.1f}%"
     )
+
+
+def _told(result: EvalResult) -> dict[str, Any]:
+    """What a result says about itself, as far as its predictions say it too; absent: not recorded."""
+    names = ("unparsed", "exact_ties", "near_ties", "within_noise", "at_chance")
+    told = {name: value for name in names if (value := getattr(result, name)) is not None}
+    if result.contamination:
+        told |= {
+            f"contamination.{key}": result.contamination.get(key) for key in ("judged", "touched", "half", "whole")
+        }
+        told["contamination.clean"] = result.contamination["clean"]
+    return told
+
+
+def _counted(result: EvalResult, rows: tuple[Prediction, ...]) -> dict[str, Any]:
+    """The same from the predictions."""
+    scored = [row for row in rows if row.margin is not None]
+    shares = [(row.contamination, row.correct) for row in rows if row.contamination is not None]
+    clean = [bool(correct) for share, correct in shares if share == 0]
+    return {
+        "unparsed": sum(row.prediction is None for row in rows),
+        "exact_ties": sum(row.margin == 0 for row in scored),
+        "near_ties": sum(near_tie(row.scores) for row in scored if row.scores),
+        "within_noise": sum(row.margin <= result.noise["largest"] for row in scored) if result.noise else 0,
+        "at_chance": at_chance(result.micro, result.chance) if "low" in result.micro else None,
+        "contamination.judged": len(shares),
+        "contamination.touched": sum(share > 0 for share, _ in shares),
+        "contamination.half": sum(share >= 0.5 for share, _ in shares),
+        "contamination.whole": sum(share == 1 for share, _ in shares),
+        "contamination.clean": {
+            "n": len(clean),
+            "correct": sum(clean),
+            "accuracy": sum(clean) / len(clean) if clean else None,
+        },
+    }
 
 
 def _differences(where: str, told: Any, again: Any) -> list[str]:
     """Figures of `again` that `told` states otherwise; what only one of them has is left alone."""
     if isinstance(again, dict):
         inner = [
-            _differences(f"{where}.{k}", told[k], v) for k, v in again.items() if isinstance(told, dict) and k in told
+            _differences(f"{where}.{k}".removeprefix("."), told[k], v)
+            for k, v in again.items()
+            if isinstance(told, dict) and k in told
         ]
         return [fault for faults in inner for fault in faults]
+    if isinstance(again, (list, tuple)) and isinstance(told, (list, tuple)):
+        return [fault for x, y in zip(told, again) for fault in _differences(where, x, y)]
     if isinstance(again, (int, float)) and isinstance(told, (int, float)):
         same = math.isclose(told, again, rel_tol=1e-9, abs_tol=1e-12)
         return [] if same else [f"{where} is {told:.6g}, the predictions give {again:.6g}"]
@@ -128,9 +172,34 @@ def _check_exam(name: str, result: EvalResult, rows: tuple[Prediction, ...], fou
         for r in rows
         if answers.get((r.subject, str(r.id)), r.answer) != r.answer
     ]
+    faults += _misread(result, rows, exam)  # type: ignore[arg-type]
     if exam.data_sha256 != result.data_sha256:  # type: ignore[attr-defined]
         faults.append("the exam's files have another hash than results.json names")
     found.none_of(what, faults, str(path))
+
+
+def _says(verdict: str, again: Comparison) -> bool:
+    """Whether a verdict holds these figures; how it calls the two folders may differ."""
+    test = Paired(**{f.name: getattr(again, f.name) for f in fields(Paired)})
+    return all(piece in verdict for piece in re.split("\0[ab]", stats.verdict(test, "\0a", "\0b")))
+
+
+def _misread(result: EvalResult, rows: tuple[Prediction, ...], exam: Exam) -> list[str]:
+    """Replies in which the style's rule finds another answer than the prediction."""
+    extraction = EXTRACTIONS.get(str(result.decision.get("extraction")))
+    if extraction is None:
+        return []
+    questions = {(q.subject, str(q.id)): q for qs in exam.questions.values() for q in qs}
+    read = [
+        (row, extraction.take(row.response, question))
+        for row in rows
+        if row.response is not None and (question := questions.get((row.subject, str(row.id)))) is not None
+    ]
+    return [
+        f"{row.subject} {row.id}: {row.prediction}, its reply says {taken}"
+        for row, taken in read
+        if taken != row.prediction
+    ]
 
 
 def _check_comparison(name: str, folder: Path, found: Findings) -> None:
@@ -148,7 +217,9 @@ def _check_comparison(name: str, folder: Path, found: Findings) -> None:
     again = found.attempt(what, lambda: compare_results(earlier, folder))
     if isinstance(again, Comparison):
         names = ("n", "a_accuracy", "b_accuracy", "difference", "low", "high", "a_only", "b_only", "p_value")
+        names += ("detectable", "categories", "subjects", "bootstrap")
         faults = [f for n in names for f in _differences(n, getattr(told, n), getattr(again, n))]
+        faults += [] if _says(told.verdict, again) else [f"the verdict says otherwise: {told.verdict}"]
         found.none_of(f"{what} follows from both predictions", faults, told.verdict if not faults else "")
         return
     assert found.found[-1].state != OK
