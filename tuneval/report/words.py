@@ -18,6 +18,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "semicolon": ("；", "; "),
     "missing": ("未记录", "not recorded"),
     "none": ("无", "none"),
+    "split_missing": ("划分未记录", "split not recorded"),
     "report_title": ("大模型微调实验报告", "Fine-tuning report"),
     "contents": ("目录", "Contents"),
     "title_run": ("{model}：{methods}", "{model}: {methods}"),
@@ -47,6 +48,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "{method}：从 {model} 出发，训练 {trainable} 个参数（共 {total} 个，占 {share}），训练集有 {samples} 条样本，完成 {steps} 步，共看过 {seen} 条样本。",
         "{method} of {model}: {trainable} of {total} parameters ({share}) were trained on {samples} training samples, for {steps} steps and {seen} samples in all.",
     ),
+    "say_tuned_logged": (
+        "{method}：从 {model} 出发，完成 {steps} 步，共看过 {seen} 条样本；可训练参数与训练集的大小未记录。",
+        "{method} of {model}: {steps} steps, {seen} samples in all; the number of trained parameters and the size of the training set are not recorded.",
+    ),
     "say_no_steps": ("没有训练步的记录（metrics.jsonl 为空或不存在）。", "No training step is recorded (metrics.jsonl is missing or empty)."),
     "say_unfinished": ("训练未完成：计划 {planned} 步，只记录到第 {done} 步。", "The training is not complete: {planned} steps were planned, the record ends at step {done}."),
     "say_loss": (
@@ -73,6 +78,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "say_speed": (
         "训练用时 {time}，每秒处理 {speed} 个词元（各步中位数），峰值内存 {memory}。",
         "The steps took {time} at {speed} tokens per second (median step), with a peak memory of {memory}.",
+    ),
+    "say_speed_no_tokens": (
+        "训练用时 {time}，峰值内存 {memory}；每秒处理的词元数未记录。",
+        "The steps took {time}; peak memory: {memory}; tokens per second are not recorded.",
     ),
     "say_speed_unknown": (
         "有的步没有记录用时，因此总用时与速度不作陈述；峰值内存 {memory}。",

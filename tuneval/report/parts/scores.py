@@ -60,7 +60,7 @@ def _conditions(columns: list[Column], t: Words) -> str:
     return t(
         "eval_conditions",
         task=EXAM_NAMES.get(result.task, result.task),
-        split=result.split,
+        split=t("split_missing") if result.split == "?" else result.split,
         style=result.style,
         shots=result.shots,
         dtype=result.dtype,

@@ -51,7 +51,8 @@ def model_name(identity: dict) -> str:
 def exam_name(key: ExamKey, exams: list[ExamKey], t: Words) -> str:
     """Such as `C-Eval (val, 5-shot)`; with the style where two exams differ in that alone."""
     task, style, shots, split = key
-    twins = [k for k in exams if (k[0], k[2], k[3]) == (task, shots, split)]
+    split = t("split_missing") if split == "?" else split  # a log that does not say
+    twins = [k for k in exams if (k[0], k[2], k[3]) == (task, shots, key[3])]
     kind = "exam_name_style" if len(twins) > 1 else "exam_name"
     return t(kind, task=EXAM_NAMES.get(task, task), style=style, shots=shots, split=split)
 
@@ -122,17 +123,14 @@ def _say_training(run: Run, t: Words):
     if trained is None:
         yield t("say_no_steps")
         return
-    total, trainable = record.parameters.get("total"), record.parameters.get("trainable")
+    logged = not record.parameters and not record.train_samples
     yield t(
-        "say_tuned",
+        "say_tuned_logged" if logged else "say_tuned",
         method=_method(record, t),
         model=model_name(record.model),
-        trainable=f"{trainable:,}" if trainable is not None else t("missing"),
-        total=f"{total:,}" if total else t("missing"),
-        share=share(trainable, total) if total and trainable is not None else t("missing"),
-        samples=f"{record.train_samples:,}" if record.train_samples else t("missing"),
         steps=f"{trained.steps:,}",
-        seen=f"{trained.samples:,}",
+        seen=f"{trained.samples:,}" if trained.samples else t("missing"),
+        **({} if logged else _sizes(record, t)),
     )
     if trained.steps < record.train_iters:
         yield t("say_unfinished", planned=f"{record.train_iters:,}", done=f"{trained.steps:,}")
@@ -146,12 +144,22 @@ def _say_training(run: Run, t: Words):
     if not math.isfinite(trained.seconds):
         yield t("say_speed_unknown", memory=memory_text(trained.peak_memory_bytes, t))
         return
-    yield t(
-        "say_speed",
-        time=t.seconds(trained.seconds),
-        speed=speed_text(trained.tokens_per_second, t),
-        memory=memory_text(trained.peak_memory_bytes, t),
-    )
+    facts = {"time": t.seconds(trained.seconds), "memory": memory_text(trained.peak_memory_bytes, t)}
+    if math.isfinite(trained.tokens_per_second):
+        yield t("say_speed", speed=speed_text(trained.tokens_per_second, t), **facts)
+    else:
+        yield t("say_speed_no_tokens", **facts)
+
+
+def _sizes(record: RunRecord, t: Words) -> dict[str, str]:
+    """How much is trained, on how much."""
+    total, trainable = record.parameters.get("total"), record.parameters.get("trainable")
+    return {
+        "trainable": f"{trainable:,}" if trainable is not None else t("missing"),
+        "total": f"{total:,}" if total else t("missing"),
+        "share": share(trainable, total) if total and trainable is not None else t("missing"),
+        "samples": f"{record.train_samples:,}" if record.train_samples else t("missing"),
+    }
 
 
 def _method(record: RunRecord, t: Words) -> str:
