@@ -238,7 +238,9 @@ def test_evaluation_tells_the_template_trap_and_the_sample():
     assert config.prompt_type is None and config.allow_unparsed
 
 
-def test_trainings_flags_are_known_to_every_entry():
+def test_flags_of_one_entry_are_known_to_every_entry():
+    _, said = tune("--task", "ceval", "--max-new-tokens", "1", "--no-chat-template", "--temperature", "0.7")
+    assert "--max-new-tokens, --no-chat-template, --task, --temperature: no effect, belongs to generation" in said
     more = "--finetune --data-path d --split 100,0,0 --lr 1e-5 --train-iters 5 --save s --log-interval 1"
     _, said = read("inference.py", *f"--load m {more}".split())
     assert (

@@ -23,8 +23,8 @@ def _answering(words: Words, config_type: type) -> None:
     if not given:
         words.note("neither --bf16 nor --fp16: fp32, as in MindSpeed-LLM; --bf16 halves the memory")
     training = {name.replace("_", "-") for name in set(flat_types(TuneConfig)) - set(flat_types(config_type))}
-    _told(
-        words, "belongs to training", *(name for name in words.flags if name in training - set(compatibility.known()))
+    words.without_effect(
+        "belongs to training", *(name for name in words.flags if name in training - set(compatibility.known()))
     )
 
 
@@ -44,7 +44,7 @@ HARNESS_TASKS = {"bbh": "bbh", "human_eval": "humaneval", "needlebench": "niah_s
 def evaluation(words: Words) -> None:
     _answering(words, EvaluationConfig)
     if "," in words.value("split", ""):  # of training data, such as 100,0,0; ours names a split of the exam
-        _told(words, "it splits training data", "split")
+        words.without_effect("it splits training data", "split")
     task = words.value("task", "")
     if task in HARNESS_TASKS:
         raise UserError(
@@ -77,7 +77,7 @@ def _evaluation_style(words: Words, task: str) -> None:
     if words.drop("hf-chat-template"):
         words.give("prompt-type", "auto")
     if "style" in words:
-        _told(words, f"--style {words.value('style')} says how to ask", "eval-language", "alternative-prompt")
+        words.without_effect(f"--style {words.value('style')} says how to ask", "eval-language", "alternative-prompt")
     elif task == "ceval":
         _ceval_style(words)
     else:
@@ -86,12 +86,12 @@ def _evaluation_style(words: Words, task: str) -> None:
 
 def _ceval_style(words: Words) -> None:
     if "prompt-type" in words:
-        _told(words, "--prompt-type asks through the chat template", "alternative-prompt")
+        words.without_effect("--prompt-type asks through the chat template", "alternative-prompt")
         language = words.take("eval-language", "en")
         words.give("style", "mindspeed_template_zh" if language == "zh" else "mindspeed_template")
     else:
         alternative = words.drop("alternative-prompt")
-        _told(words, "C-Eval without a template is asked in Chinese", "eval-language")
+        words.without_effect("C-Eval without a template is asked in Chinese", "eval-language")
         words.give("style", "mindspeed_alt" if alternative else "mindspeed_direct")
         if "no-chat-template" not in words:
             words.note(
@@ -106,13 +106,6 @@ def _usual_style(words: Words, task: str) -> None:
     words.note(
         f"--task {task}: asked in the exam's usual style, {how}; MindSpeed-LLM's own prompts are here for ceval alone"
     )
-    _told(words, "the exam's usual style has its own words", "alternative-prompt", "eval-language")
+    words.without_effect("the exam's usual style has its own words", "alternative-prompt", "eval-language")
     if task in REPLYING:
         words.give("allow-unparsed")
-
-
-def _told(words: Words, why: str, *names: str) -> None:
-    """Take out flags that change nothing, and say why."""
-    given = words.drop(*names)
-    if given:
-        words.note(f"{', '.join(given)}: no effect, {why}")

@@ -6,9 +6,14 @@ import os
 import time
 from pathlib import Path
 
+from tuneval.config.fields import flat_types
+from tuneval.config.schema import EvaluationConfig, InferenceConfig, TuneConfig
 from tuneval.config.words import Words
 from tuneval.errors import UserError
 from tuneval.files import read_json
+
+ANSWERING = ("hf-chat-template", "no-chat-template", "alternative-prompt", "eval-language", "max-eval-samples")
+"""Flags of inference.py and evaluation.py under MindSpeed-LLM's names alone: its entries share one parser."""
 
 TUNE_DEFAULTS = {
     "split": "969,30,1",
@@ -36,6 +41,9 @@ def posttrain_gpt(words: Words) -> None:
     _variable_seq_lengths(words)
     _tensorboard(words)
     _limits(words)
+    answering = set(flat_types(InferenceConfig)) | set(flat_types(EvaluationConfig))
+    names = [name.replace("_", "-") for name in sorted(answering - set(flat_types(TuneConfig)))]
+    words.without_effect("belongs to generation and evaluation", *names, *ANSWERING)
 
 
 def _batch(words: Words) -> None:

@@ -54,6 +54,12 @@ class Words:
         if name in self.flags:
             self.flags[new] = self.flags.pop(name)
 
+    def without_effect(self, why: str, *names: str) -> None:
+        """Take out flags that change nothing, and say why."""
+        given = self.drop(*names)
+        if given:
+            self.note(f"{', '.join(given)}: no effect, {why}")
+
     def note(self, text: str) -> None:
         self.notices.append(text)
 
