@@ -1,8 +1,8 @@
 """Memory that `tuneval plan` predicts, against the measured peak of four real processes on the CPU.
 
-    python benchmarks/plan_memory.py [--dtype fp32] [--layers 6] [--only LAYOUT] [--heap] [--output FILE.json]
+    python benchmarks/plan_memory.py [--dtype fp32] [--only LAYOUT] [--heap] [--output FILE.json]
 
-Every layout: torchrun starts four processes, each makes its part of a model with random weights (hidden 1024, FFN 2816,
+Every layout: torchrun starts four processes, each makes its part of a model with random weights (8 layers, hidden 1024, FFN 2816,
 16 heads, 4 KV heads, vocabulary 32,000) and trains two steps. Measured is what the resident memory of each process grew
 by from just before the model to its highest (`VmRSS` before, `VmHWM` after, of /proc/self/status); predicted is the peak
 of the same process rehearsed on fake tensors. Python, torch and its start are thus on neither side.
@@ -38,10 +38,10 @@ LAYOUTS: dict[str, dict] = {
     "TP 4": {"tensor_model_parallel_size": 4},
     "TP 4 with SP": {"tensor_model_parallel_size": 4, "sequence_parallel": True},
     "PP 4": {"pipeline_model_parallel_size": 4},
-    "PP 4 uneven": {"pipeline_model_parallel_size": 4, "num_layer_list": "4,3,3,2"},
+    "PP 4 uneven": {"pipeline_model_parallel_size": 4, "num_layer_list": "3,2,2,1"},
     "PP 2 interleaved x TP 2": {
         "pipeline_model_parallel_size": 2,
-        "num_layers_per_virtual_pipeline_stage": 3,
+        "num_layers_per_virtual_pipeline_stage": 2,
         "tensor_model_parallel_size": 2,
     },
     "TP 2 x PP 2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
@@ -57,7 +57,6 @@ LAYOUTS: dict[str, dict] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--only", help="one layout's name")
     parser.add_argument("--heap", action="store_true", help="measure with tune's settings of malloc, too")
     parser.add_argument("--output", type=Path)
@@ -81,9 +80,7 @@ def main() -> None:
             text += f", heap {max(rows[-1]['heap']) / 2**20:5.0f}"
         print(text, flush=True)
     if options.output:
-        options.output.write_text(
-            json.dumps({"dtype": options.dtype, "layers": options.layers, "rows": rows}, indent=1)
-        )
+        options.output.write_text(json.dumps({"dtype": options.dtype, "rows": rows}, indent=1))
 
 
 def job_of(name: str, options: argparse.Namespace) -> tuple[Job, Layout]:
@@ -91,7 +88,7 @@ def job_of(name: str, options: argparse.Namespace) -> tuple[Job, Layout]:
     recompute, lora = flags.pop("recompute", None), flags.pop("lora", False)
     config = Qwen2Config(
         hidden_size=1024,
-        num_hidden_layers=options.layers,
+        num_hidden_layers=8,
         intermediate_size=2816,
         num_attention_heads=16,
         num_key_value_heads=4,
@@ -127,7 +124,7 @@ def measure(name: str, options: argparse.Namespace, pages: bool) -> list[int]:
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"} if pages else {}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", __file__]
-        command += ["--dtype", options.dtype, "--layers", str(options.layers), "--worker", name, folder]
+        command += ["--dtype", options.dtype, "--worker", name, folder]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1", **malloc})
         return [int((Path(folder) / str(rank)).read_text()) for rank in range(4)]
 
