@@ -219,6 +219,14 @@ def test_ranks_divide_the_subjects(exam, tmp_path):
     )
 
 
+def test_an_error_of_one_rank_is_told_by_all(exam, tmp_path):
+    """Else the others would wait for one that has gone on to the next style."""
+    ranks = Ranks(0, 2, lambda own: [own, ("law 3: its prompt is too long", {})])
+    with pytest.raises(UserError, match="law 3: its prompt is too long"):
+        run(exam, tmp_path / "out", ranks=ranks)
+    assert not (tmp_path / "out/results.json").exists()
+
+
 def test_results_that_mean_little_are_called_out(exam, tmp_path, capsys):
     class AlwaysB(KnowsCats):
         def letters(self, prompts, targets, scored):
