@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import pytest
 import torch
 
 from tuneval.checkpoints.pickled import safe_load
-from tuneval.checkpoints.streamed import ALIGNMENT, Pending, save
+from tuneval.checkpoints.streamed import ALIGNMENT, Pending, one_ahead, save
 
 TENSORS = {
     "a": torch.arange(35, dtype=torch.float32).view(5, 7).bfloat16(),
@@ -54,3 +55,17 @@ def test_storages_are_aligned(file):
 def test_another_tensor_than_announced_is_a_bug(tmp_path):
     with pytest.raises(AssertionError, match="announced"):
         save({"w": Pending((2,), torch.float32, lambda: torch.ones(3))}, tmp_path / "t.pt")
+
+
+def test_calls_run_one_ahead_in_order_and_their_errors_come_out():
+    started = []
+
+    def call(number: int) -> int:
+        started.append(number)
+        return number if number != 3 else int("no number")
+
+    results = one_ahead(partial(call, n) for n in range(6))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert 4 not in started, "one ahead, no more: each holds a tensor"
+    with pytest.raises(ValueError, match="no number"):
+        next(results)
