@@ -58,6 +58,7 @@ def test_a_question_that_stands_twice(pair_of_results, tmp_path):
         (("subjects", "law", "high"), True, r"subjects\.law\.high must be a share"),
         (("seconds",), math.inf, "seconds must be a number, found Infinity"),
         (("noise",), {"questions": 4}, r"noise\.changed must be a whole number, found null"),
+        (("noise", "largest"), math.nan, r"noise\.largest must be a number, found NaN"),
         (("self_test",), {"trivial": "four"}, r"self_test\.trivial must be a whole number, found \"four\""),
         (("contamination",), {"clean": 1}, r"contamination\.clean must be an object, found 1"),
     ],

@@ -69,7 +69,7 @@ def read_result(path: Path) -> EvalResult:
         facts = getattr(result, name)
         for key, hint in hints.items() if facts else ():
             problems.check(
-                key in facts and fits(facts[key], hint),
+                key in facts and fits(facts[key], hint) and _finite(facts[key]),
                 f"{path}: {name}.{key} must be {spell(hint)}, found {_short(facts.get(key))}",
             )
     problems.check(math.isfinite(result.seconds), f"{path}: seconds must be a number, found {_short(result.seconds)}")
@@ -123,6 +123,10 @@ def _check_share(value: Any, what: str, problems: Problems) -> None:
     is_share = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
     found = "nothing" if value is None else _short(value)
     problems.check(is_share, f"{what} must be a share from 0 to 1, found {found}; evaluate again")
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _short(value: Any) -> str:
