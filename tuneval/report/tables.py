@@ -47,7 +47,8 @@ def print_matrix(results: Sequence[EvalResult], folder: Path) -> None:
     )
     for result in results:
         means = [
-            " ".join(_figures(getattr(result, mean))[1:]) + (" *" if mean == result.aggregation else "  ")
+            " ".join(_figures(getattr(result, mean))[1:]).replace(" to ", "-")  # both means must fit in 80 columns
+            + (" *" if mean == result.aggregation else "  ")
             for mean in (("micro", "macro") if result.micro else ())
         ]
         table.add_row(escape(result.style), str(result.shots), _READS[result.decision["kind"]], *means)
