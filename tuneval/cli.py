@@ -120,6 +120,14 @@ def _run(program: str, say: Callable[[], tuple[str, list[str], tuple[str, ...]]]
 
 def _check_flags(command: str, parsed: Parsed) -> None:
     """Hold the command's flags against each other before torch is imported: a slip is told in a fraction of a second."""
+    launched = getattr(parsed.config, "launch", None)
+    if launched is not None:
+        from tuneval import launch
+        from tuneval.errors import Problems
+
+        problems = Problems()
+        launch.check_flags(launched, problems)
+        problems.raise_if_any()
     name = f"tuneval.commands.{command}_flags"
     if find_spec(name) is not None:
         import_module(name).check(parsed.config)
@@ -141,7 +149,7 @@ def _starts_processes(command: str, launched: LaunchConfig | None) -> bool:
             raise UserError(f"{command} runs in one process; start it without torchrun")
         return False
     problems = Problems()
-    launch.check(launched, problems)
+    launch.check_machine(launched, problems)
     problems.raise_if_any()
     return launch.is_needed(launched)
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tuneval import runtime
 from tuneval.config.schema import LaunchConfig
 from tuneval.errors import Problems, UserError
 
@@ -26,8 +25,8 @@ def is_needed(config: LaunchConfig | None) -> bool:
     return config is not None and "RANK" not in os.environ and (config.nproc_per_node or 1) * config.nnodes > 1
 
 
-def check(config: LaunchConfig, problems: Problems) -> None:
-    """Add what can't be started, or contradicts the torchrun that started this process."""
+def check_flags(config: LaunchConfig, problems: Problems) -> None:
+    """Add what can't be started anywhere, or contradicts the torchrun that started this process; without torch."""
     nproc, nnodes = config.nproc_per_node, config.nnodes
     problems.check(nproc is None or nproc >= 1, f"--nproc-per-node {nproc}: must be at least 1")
     problems.check(nnodes >= 1, f"--nnodes {nnodes}: must be at least 1")
@@ -37,17 +36,27 @@ def check(config: LaunchConfig, problems: Problems) -> None:
     )
     minutes = config.distributed_timeout_minutes
     problems.check(minutes is None or minutes > 0, f"--distributed-timeout-minutes {minutes}: must be above 0")
-    started = int(os.environ.get("LOCAL_WORLD_SIZE", nproc or 1))
+    started = _started_here(config)
     problems.check(
         nproc is None or "RANK" not in os.environ or nproc == started,
         f"--nproc-per-node {nproc}: torchrun started {started} processes here; give the same, or leave one of them out",
     )
-    there = runtime.accelerator_count()
-    wanted = nproc or started
+
+
+def check_machine(config: LaunchConfig, problems: Problems) -> None:
+    """Add what this machine has too few accelerators for."""
+    from tuneval import runtime
+
+    there, wanted = runtime.accelerator_count(), config.nproc_per_node or _started_here(config)
     problems.check(
         there is None or wanted <= there,
         f"--nproc-per-node {wanted}: this machine has {there} accelerators. Give at most {there}",
     )
+
+
+def _started_here(config: LaunchConfig) -> int:
+    """Processes that torchrun started on this machine, or will."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", config.nproc_per_node or 1))
 
 
 def launch(command: str, arguments: list[str], config: LaunchConfig) -> int:
