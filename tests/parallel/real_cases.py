@@ -1,4 +1,4 @@
-"""Ten steps of LoRA on a real model, for test_real.py: `[torchrun ...] real_cases.py MODEL DATA OUT [TP PP]`."""
+"""Ten steps of LoRA on a real model, for test_real.py: `[torchrun ...] real_cases.py MODEL DATA OUT DTYPE [TP PP]`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tuneval import runtime
 from tuneval.checkpoints.hf import HfSource
 from tuneval.config.schema import BatchConfig, OptimConfig, ParallelConfig, PrecisionConfig
 from tuneval.data.batches import SftDataset, global_batches, sample_order
@@ -27,30 +28,30 @@ STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 4, 128
 LORA, OPTIM = LoraSettings(r=8, alpha=16), OptimConfig(lr=1e-4)
 
 
-def curve(source: HfSource, data: SftDataset, layout: list[int]) -> dict[str, list[float]]:
+def curve(source: HfSource, data: SftDataset, dtype: torch.dtype, layout: list[int]) -> dict[str, list[float]]:
     """Losses and gradient norms, on one process or on this one's part of a layout."""
-    fp32, cpu, gradients = torch.float32, torch.device("cpu"), None
+    cpu, gradients = torch.device("cpu"), None
     if layout:
         sizes = ParallelConfig(tensor_model_parallel_size=layout[0], pipeline_model_parallel_size=layout[1])
         problems = Problems()
         made = make_layout(sizes, source.config, dist.get_world_size(), problems)
         problems.raise_if_any()
-        runner = parallelize(source.config, source, Mesh(made), fp32, cpu, LORA, seed=1)
+        runner = parallelize(source.config, source, Mesh(made), dtype, cpu, LORA, seed=1)
         gradients = runner.gradients()
     else:
-        runner = OneProcess(Decoder(add_lora(build_model(source.config, source.read, fp32), LORA, seed=1)))
+        runner = OneProcess(Decoder(add_lora(build_model(source.config, source.read, dtype), LORA, seed=1)))
     optimizer = make_optimizer(runner.named_parameters(), OPTIM, gradients)
     order = sample_order(len(data), STEPS * GLOBAL_BATCH, 1234, True)
     batches = global_batches(data, order, BatchConfig(global_batch_size=GLOBAL_BATCH), SEQ_LENGTH)
-    scaler = LossScaler(PrecisionConfig(fp32=True))
+    scaler = LossScaler(PrecisionConfig(fp32=dtype == torch.float32))
     done = list(train(runner, batches, optimizer, Schedule(OPTIM, STEPS, GLOBAL_BATCH), scaler, Progress()))
     return {"loss": [s.loss for s in done], "grad_norm": [s.grad_norm for s in done]}
 
 
 if __name__ == "__main__":
-    model, prefix, out, *layout = sys.argv[1:]
+    model, prefix, out, dtype, *layout = sys.argv[1:]
     if layout:
         dist.init_process_group("gloo")
-    found = curve(HfSource(Path(model)), SftDataset(prefix), [int(n) for n in layout])
+    found = curve(HfSource(Path(model)), SftDataset(prefix), runtime.DTYPES[dtype], [int(n) for n in layout])
     if os.environ.get("RANK", "0") == "0":
         Path(out).write_text(json.dumps(found))
