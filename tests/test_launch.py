@@ -76,7 +76,7 @@ def ended(jobs: list[subprocess.Popen], seconds: float = 200) -> list[tuple[int,
 
 
 def run(command: list[str]) -> tuple[int, str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
     return done.returncode, done.stderr
 
 

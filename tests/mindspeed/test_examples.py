@@ -41,7 +41,7 @@ def commands_of(script: Path, folder: Path, **variables: str) -> list[list[str]]
         (folder / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **variables}
     done = subprocess.run(
-        ["bash", str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True
+        ["bash", str(script)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=True
     )
     return [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("ARGUMENTS ")]
 

@@ -25,7 +25,7 @@ def start(launcher, folder, entry, *words):
     command = [sys.executable, "-m", launcher, "--nproc_per_node", "2", "--nnodes", "1", "--node_rank", "0"]
     command += ["--master_addr", "localhost", "--master_port", str(port), os.path.relpath(ROOT / entry, folder)]
     done = subprocess.run(
-        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, done.stderr

@@ -19,7 +19,7 @@ def job(what: str, processes: int = 2) -> tuple[int, str]:
     """Exit status, and what the job printed (torchrun's own account left out)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOGLEVEL": "CRITICAL", "TORCH_CPP_LOG_LEVEL": "FATAL"}
-    done = subprocess.run([*command, str(WORKER), what], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([*command, str(WORKER), what], capture_output=True, text=True, timeout=300, env=environment)
     said = done.stderr.partition("torch.distributed.elastic.multiprocessing.errors.ChildFailedError")[0]
     return done.returncode, done.stdout + said
 
@@ -63,7 +63,7 @@ def test_a_process_that_never_comes_is_told_with_advice(rank, detail):
         port = str(free.getsockname()[1])
     environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     script = "from tuneval.parallel.peers import joined\nwith joined(0.03): pass"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 2
     assert re.search(rf"some of the 2 processes did not come within 0.03 minutes \(.*{detail}", done.stderr)
     assert "--node-rank" in done.stderr and "--distributed-timeout-minutes" in done.stderr

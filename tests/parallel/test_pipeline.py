@@ -25,7 +25,7 @@ def seen(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("pipeline")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", WORKER, folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)}
-    subprocess.run(command, check=True, timeout=300, env=environment)
+    subprocess.run(command, check=True, timeout=900, env=environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 
