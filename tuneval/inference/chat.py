@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
 
 from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded
@@ -61,10 +66,11 @@ class Chat:
         )
         said = [*kept, Message("user", text)]
         prompt, said = self._fitting_prompt(said)
-        stream = TextStream(self.loaded.tokenizer, on_text)
+        stream = _StoppableStream(self.loaded.tokenizer, on_text)
         sampling = replace(self.sampling, seed=self.sampling.seed + self.answers)
         try:
-            generate(self.loaded, [prompt], sampling, self.template.stop_token_ids, stream)
+            with _asks_to_stop(stream):
+                generate(self.loaded, [prompt], sampling, self.template.stop_token_ids, stream)
         finally:
             if stream.tokens:
                 self.answers += 1
@@ -116,6 +122,39 @@ def run_chat(chat: Chat, lines: Iterator[str], show_speed: bool = False, heading
                 _answer(chat, line, show_speed)
         except UserError as error:
             console.note(str(error))
+
+
+class _StoppableStream(TextStream):
+    """Ends the answer at the next token once that was asked for."""
+
+    stop = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        super().put(value)
+
+
+@contextmanager
+def _asks_to_stop(stream: _StoppableStream) -> Iterator[None]:
+    """Ctrl-C asks the stream to stop; a second one does not wait for its next token.
+
+    Python raises KeyboardInterrupt wherever it happens to be: inside a destructor or a callback it is printed and lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and is the one that Ctrl-C reaches
+        return
+
+    def ask(*_: object) -> None:
+        if stream.stop:
+            raise KeyboardInterrupt
+        stream.stop = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def typed_lines() -> Iterator[str]:

@@ -162,6 +162,7 @@ class ParallelRunner:
             if train:
                 (loss * scale).backward()
             losses.append(loss.detach())
+            del loss  # as in one process: its graph would scatter over the next one's memory
         return [float(loss) for loss in losses]
 
     def _padded(self, micro_batches: Sequence[MicroBatch], at_least: int) -> list[MicroBatch]:
