@@ -11,6 +11,7 @@ from token_files import sample, write
 from tuneval.config.schema import BatchConfig
 from tuneval.data.batches import (
     SftDataset,
+    Share,
     global_batches,
     make_global_batch,
     pack,
@@ -150,6 +151,18 @@ def test_a_sample_without_trainable_token_is_counted_and_left_out(tmp_path):
         assert batch.untrainable == (1, 2) and batch.sample_ids == (0, 1, 2)
         assert torch.equal(batch.micro_batches[0].weights, alone.micro_batches[0].weights)
     assert make_global_batch(dataset, [1], BatchConfig(), 64).micro_batches == ()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_data_parallel_shares_hold_every_sample_once_and_equal_tokens(dataset, ranks):
+    ids = list(range(len(LENGTHS)))
+    shares = [make_global_batch(dataset, ids, BatchConfig(), 64, Share(rank, ranks)) for rank in range(ranks)]
+    held = [[i for m in share.micro_batches for i in m.sample_ids] for share in shares]
+    assert sorted(itertools.chain(*held)) == ids
+    tokens = [sum(LENGTHS[i] for i in samples) for samples in held]
+    assert max(tokens) - min(tokens) <= min(LENGTHS)
+    weight = sum(float(m.weights.sum()) for share in shares for m in share.micro_batches)
+    assert weight == pytest.approx(1.0)  # of the whole step, not of each process
 
 
 def test_batches_go_on_where_they_stopped(dataset):

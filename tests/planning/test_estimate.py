@@ -12,7 +12,7 @@ from tuneval.model.lora import LoraSettings
 from tuneval.parallel.mesh import make_layout
 from tuneval.planning.estimate import Job, Speed, estimate, with_layers
 from tuneval.planning.rehearsal import Rehearsals
-from tuneval.planning.search import candidates, cheapest, fits, rough_peak
+from tuneval.planning.search import MARGIN, candidates, cheapest, fits, least_peak
 
 SPEED = Speed(flops=1e9, link=1e12)
 
@@ -151,13 +151,26 @@ def test_lora_keeps_state_for_its_adapters_alone(rehearsals):
 def test_memory_is_linear_in_layers(rehearsals):
     wide = layout(2, pipeline_model_parallel_size=2)
     whole = estimate(job(), wide, rehearsals)
-    assert rough_peak(job(), wide, rehearsals) == pytest.approx(whole.peak, rel=0.02)
+    assert least_peak(job(), wide, rehearsals) == pytest.approx(whole.peak, rel=0.02)
     small, spread = with_layers(job(), wide, 1)
     assert small.hf_config.num_hidden_layers == 2 and spread.layers == ((0,), (1,))
     uneven = layout(3, pipeline_model_parallel_size=3, num_layer_list="3,3,2")
-    assert rough_peak(job(), uneven, rehearsals) == pytest.approx(estimate(job(), uneven, rehearsals).peak, rel=0.02)
+    assert least_peak(job(), uneven, rehearsals) == pytest.approx(estimate(job(), uneven, rehearsals).peak, rel=0.02)
     wider, _ = with_layers(job(), uneven, 3)
     assert len(wider.hf_config.layer_types) == 9, "more than the model has"
+
+
+def test_a_peak_that_few_layers_do_not_show(rehearsals):
+    """With one and two layers memory peaks at the large head, with eight at the end of the backward pass."""
+    config = tiny_config(num_hidden_layers=8, vocab_size=20_000, intermediate_size=2_000)
+    large_head = job(hf_config=config, recompute="full", micro_batch_tokens=64, global_batch_size=1)
+    whole = estimate(large_head, layout(1), rehearsals).peak
+    least = least_peak(large_head, layout(1), rehearsals)
+    assert least < 0.95 * whole
+    between, told = (least + whole) / 2, []
+    memory = int(between / (1 - MARGIN))
+    assert cheapest(large_head, 1, 1, memory, SPEED, rehearsals, lambda *verdict: told.append(verdict)) is None
+    assert ("full", whole, True) in [(candidate.recompute, peak, exact) for candidate, peak, exact in told]
 
 
 def test_the_cheapest_that_fits(rehearsals):

@@ -77,10 +77,12 @@ def _plan(config: PlanConfig, job: Job, run: Run, layout: Layout, memory: int | 
 def _suggest(
     config: PlanConfig, job: Job, layout: Layout, memory: int, speed: Speed, rehearsals: Rehearsals
 ) -> tuple[Candidate, Estimate] | None:
-    def tried(candidate: Candidate, peak: int) -> None:
+    def tried(candidate: Candidate, peak: int, whole: bool) -> None:
         recompute = ", full recompute" if candidate.recompute else ""
         verdict = "fits" if fits(peak, memory) else "does not fit"
-        console.note(f"  {candidate.layout}{recompute}: about {peak / 2**30:.1f} GiB, {verdict}")
+        console.note(
+            f"  {candidate.layout}{recompute}: {'' if whole else 'at least '}{peak / 2**30:.1f} GiB, {verdict}"
+        )
 
     console.note(f"looking for the cheapest layout of {layout.world_size} processes in {memory / 2**30:.0f} GiB")
     return cheapest(job, layout.world_size, config.nproc_per_node, memory, speed, rehearsals, tried)

@@ -90,7 +90,7 @@ def cheapest(
     memory: int,
     speed: Speed,
     rehearsals: Rehearsals,
-    tried: Callable[[Candidate, int], object] = lambda *_: None,
+    tried: Callable[[Candidate, int, bool], object] = lambda *_: None,
 ) -> tuple[Candidate, Estimate] | None:
     """The cheapest layout that fits, rehearsed whole; None where none does.
 
@@ -101,32 +101,36 @@ def cheapest(
         memory: bytes of a device.
         speed: that puts the layouts in order.
         rehearsals: that run it.
-        tried: told of every layout that was looked at closer, with its peak.
+        tried: told of every layout that was looked at closer: its peak, and whether that is the whole layout's or only
+            no more than it.
     """
     order = sorted(candidates(job, world_size, most_tensor), key=lambda c: cost(job, c, speed))
     for candidate in order:
         wanted = replace(job, recompute=candidate.recompute)
         if not fits(_state_bytes(wanted, candidate.layout), memory):
             continue
-        peak = rough_peak(wanted, candidate.layout, rehearsals)
-        tried(candidate, peak)
-        if not fits(peak, memory):
+        least = least_peak(wanted, candidate.layout, rehearsals)
+        if not fits(least, memory):
+            tried(candidate, least, False)
             continue
         whole = estimate(wanted, candidate.layout, rehearsals)
+        tried(candidate, whole.peak, True)
         if fits(whole.peak, memory):
             return candidate, whole
     return None
 
 
-def rough_peak(job: Job, layout: Layout, rehearsals: Rehearsals) -> int:
-    """Peak of a layout from rehearsals of one and of two layers a stage: layers are alike, memory is linear in them.
+def least_peak(job: Job, layout: Layout, rehearsals: Rehearsals) -> int:
+    """What a layout without virtual stages needs at least, from rehearsals of one and of two layers a stage.
 
-    Of the stages in between, the first has most micro-batches in flight.
+    Layers are alike, so at any moment of a step memory is linear in their number, and the peak, the largest of such
+    lines, grows from the second layer to the last at least as fast as from the first to the second. Of the stages in
+    between, the first has most micro-batches in flight.
     """
-    most = max(len(chunk) for chunk in layout.layers)
     stages = sorted({0, min(1, layout.pipeline - 1), layout.pipeline - 1})
     one, two = (rehearse_stages(*with_layers(job, layout, each), rehearsals, stages) for each in (1, 2))
-    return max(a.peak + (b.peak - a.peak) * (most - 1) for a, b in zip(one, two))
+    beyond = [len(layout.layers[stage]) - 1 for stage in stages]
+    return max(a.peak + (b.peak - a.peak) * more for a, b, more in zip(one, two, beyond))
 
 
 def _state_bytes(job: Job, layout: Layout) -> int:
