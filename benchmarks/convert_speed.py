@@ -37,7 +37,7 @@ def main() -> None:
         runs = alternate({name: (*common, "--run", name) for name in ENGINES}, options.rounds)
     speed = medians(runs, "gb_per_second")
     report = {
-        "work": f"{options.model}, {runs['cp'][0]['bytes'] / 1e9:.2f} GB, TP {options.tp} x PP {options.pp}",
+        "work": f"{options.model.name}, {runs['cp'][0]['bytes'] / 1e9:.2f} GB, TP {options.tp} x PP {options.pp}",
         "GB/s": speed,
         "share of cp": {name: round(s["median"] / speed["cp"]["median"], 2) for name, s in speed.items()},
         "peak GB": {n: round(max(r["peak_bytes"] for r in rows) / 1e9, 2) for n, rows in runs.items() if n != "cp"},

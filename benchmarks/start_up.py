@@ -51,7 +51,7 @@ def main() -> None:
         common = (__file__, options.model, "--dtype", options.dtype, *(["--cold"] if state == "cold" else []))
         runs = alternate({name: (*common, "--run", name) for name in ENGINES}, options.rounds)
         loading[state] = summary(runs)
-    write({"whole processes, s": processes, "weights": str(options.model), **loading, **setting()}, options.output)
+    write({"whole processes, s": processes, "weights": options.model.name, **loading, **setting()}, options.output)
 
 
 def whole_processes(rounds: int) -> dict[str, dict[str, float]]:
