@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuneval.config.schema import LaunchConfig
+from tuneval.cores import usable_cores
 from tuneval.errors import Problems, UserError
 
 DEFAULT_PORT = 29500
@@ -116,12 +117,11 @@ def _surroundings(count: int) -> Iterator[None]:
     """
     from tuneval.parallel.peers import REPORTS_FOR_US
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     package = str(Path(__file__).parent.parent)
     values = {
         REPORTS_FOR_US: "1",
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // count))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count))),
         # Time to save after SIGTERM; processes of a job that has failed end by themselves (parallel.peers).
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "1800"),
     }

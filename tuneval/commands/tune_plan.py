@@ -17,9 +17,9 @@ from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
-from tuneval.data.tokenizer import load_tokenizer
+from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
 from tuneval.errors import Problems
-from tuneval.files import check_free_space, sha256_json
+from tuneval.files import check_free_space
 from tuneval.model.adapter import Adapter
 from tuneval.model.lora import hf_targets
 from tuneval.parallel.mesh import Layout, make_layout, without_effect
@@ -155,7 +155,7 @@ def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tok
 def _check_tokenizer(config: TuneConfig, dataset: SftDataset, tokenizer: Any, problems: Problems) -> None:
     made_with = (dataset.manifest or {}).get("tokenizer")
     problems.check(
-        made_with is None or made_with.get("sha256") == sha256_json(tokenizer.get_vocab()),
+        made_with is None or made_with.get("sha256") == vocabulary_sha256(tokenizer),
         f"--data-path {config.data.data_path}: was made with the tokenizer of {(made_with or {}).get('path')}, whose "
         "vocabulary is not that of this model's tokenizer. Preprocess the data with this model's",
     )

@@ -42,8 +42,8 @@ class PreprocessConfig:
     """Kind of tokenizer."""
     tokenizer_not_use_fast: bool = False
     """Use the slow (Python) tokenizer."""
-    workers: int = 1
-    """Processes. The output does not depend on their number."""
+    workers: int | None = None
+    """Processes. The output does not depend on their number. Default: one a core, at most 8; 1 for little input."""
     log_interval: int = 1000
     """Records between two progress lines where there is no terminal."""
     strict: bool = False

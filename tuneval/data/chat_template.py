@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from tuneval.console import warn
 from tuneval.data.prompt_types import PROMPT_TYPES
 from tuneval.data.records import BadRow, Conversation, Message
-from tuneval.data.rendering import AUTO, MASKED, Encoded, Piece, Template
+from tuneval.data.rendering import AUTO, EncodedBatch, Piece, Template, back_to_back
 from tuneval.errors import UserError
 
 NOT_FOUND = "answer not found in the chat template's text"
@@ -25,6 +26,10 @@ class ChatTemplate(Template):
     cut at these borders and each part encoded by itself, so that a prompt in training is the prompt in chat, token by
     token; a probe proves that this equals encoding the whole, and where it doesn't (SentencePiece-like tokenizers that
     put a space before every text) the whole is encoded and the spans are found by character offsets.
+
+    Rendering costs as much as encoding. Where probes show that answers begin after the same words (`<|im_start|>assistant`)
+    and nowhere else, a text that has these words once for every answer is not rendered a second time. And what most texts
+    begin with, a default system message, is a part of its own: a batch encodes it once.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -32,8 +37,10 @@ class ChatTemplate(Template):
         if not getattr(tokenizer, "chat_template", None):
             known = ", ".join(PROMPT_TYPES)
             raise UserError(f"--prompt-type {AUTO}: the tokenizer has no chat template. Name one: {known}")
-        self._excess, self._lead, self._marker = "", "", ""
+        self._excess, self._lead, self._marker, self._opening, self._prefix = "", "", "", "", ""
         self._probe_borders()
+        self._opening = self._probe_opening()
+        self._prefix = self._probe_prefix()
         self.whole = not self._parts_equal_whole()
         if self.whole:
             self._check_prompts_are_prefixes()
@@ -67,28 +74,33 @@ class ChatTemplate(Template):
         answers = [[i for i, m in enumerate(c.messages) if m.role == "assistant"] for c in conversations]
         try:
             texts = self._render([c.messages for c in conversations], prompt=False)
-            prompts = iter(self._render_prompts([c.messages[:i] for c, at in zip(conversations, answers) for i in at]))
+            starts = [self._starts(text, len(at)) for text, at in zip(texts, answers)]
+            unclear = [(c, at) for c, at, known in zip(conversations, answers, starts) if known is None]
+            prompts = iter(self._render_prompts([c.messages[:i] for c, at in unclear for i in at]))
         except (TemplateError, TypeError, ValueError):
             if len(conversations) == 1:
                 return [BadRow("refused by the chat template")]
             return list(chain.from_iterable(self._rendered([c]) for c in conversations))
         result: list[tuple[str, list[tuple[int, int]]] | BadRow] = []
-        for conversation, text, at in zip(conversations, texts, answers):
-            starts = [next(prompts) for _ in at]
+        for conversation, text, at, known in zip(conversations, texts, answers, starts):
+            own = [next(prompts) for _ in at] if known is None else []
             try:
-                result.append((text, self._spans(text, starts, [conversation.messages[i].content for i in at])))
+                where = _ends(text, own) if known is None else known
+                result.append((text, self._spans(text, where, [conversation.messages[i].content for i in at])))
             except BadRow as bad:
                 result.append(bad)
         return result
 
-    def _spans(self, text: str, prompts: list[str], contents: list[str]) -> list[tuple[int, int]]:
-        limits = [*(len(p) for p in prompts[1:]), len(text)]
-        spans = []
-        for prompt, content, limit in zip(prompts, contents, limits):
-            if not text.startswith(prompt):
-                raise BadRow(NOT_FOUND)
-            spans.append((len(prompt), self._answer_end(text, content, len(prompt), limit)))
-        return spans
+    def _starts(self, text: str, answers: int) -> list[int] | None:
+        """Where each answer begins, if the words before answers tell; else None."""
+        parts = text.split(self._opening) if self._opening else []
+        if len(parts) != answers + 1:
+            return None
+        return list(accumulate(len(part) + len(self._opening) for part in parts[:-1]))
+
+    def _spans(self, text: str, starts: list[int], contents: list[str]) -> list[tuple[int, int]]:
+        limits = [*starts[1:], len(text)]
+        return [(a, self._answer_end(text, content, a, b)) for a, b, content in zip(starts, limits, contents)]
 
     def _answer_end(self, text: str, content: str, start: int, limit: int) -> int:
         """Where an answer's end-of-turn token ends. A template may trim an answer, or drop its thoughts."""
@@ -103,26 +115,39 @@ class ChatTemplate(Template):
     # -- pieces
 
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
-        return [r if isinstance(r, BadRow) else _cut(*r) for r in self._rendered(conversations)]
+        return [r if isinstance(r, BadRow) else self._cut(*r) for r in self._rendered(conversations)]
+
+    def _cut(self, text: str, spans: list[tuple[int, int]]) -> list[Piece]:
+        """Pieces of `text`, the spans trained."""
+        at = len(self._prefix) if text.startswith(self._prefix) else 0
+        pieces = [Piece(self._prefix, False)] if at else []
+        for start, end in spans:
+            pieces += [Piece(text[at:start], False), Piece(text[start:end], True)]
+            at = end
+        return [*pieces, Piece(text[at:], False)] if at < len(text) else pieces
 
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """Cut like training's text, so that an earlier answer has the same tokens in chat."""
         answers = [] if self.whole else [i for i, m in enumerate(messages) if m.role == "assistant"]
         try:
             text, *prompts = self._render_prompts([messages, *(messages[:i] for i in answers)])
-            return _cut(text, self._spans(text, prompts, [messages[i].content for i in answers]))
+            return self._cut(text, self._spans(text, _ends(text, prompts), [messages[i].content for i in answers]))
         except (TemplateError, TypeError, ValueError, BadRow) as error:
             raise UserError(
                 f"the chat template refuses this conversation of {', '.join(m.role for m in messages)} ({error})"
             ) from None
 
-    def try_encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
+    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
         if not self.whole:
-            return super().try_encode_batch(conversations)
+            return super().encode_batch(conversations)
         rendered = self._rendered(conversations)
-        texts = [r[0] for r in rendered if not isinstance(r, BadRow)]
-        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=False))
-        return [r if isinstance(r, BadRow) else _by_offsets(next(encodings), r[1]) for r in rendered]
+        refused = {i: r for i, r in enumerate(rendered) if isinstance(r, BadRow)}
+        good = [r for r in rendered if not isinstance(r, BadRow)]
+        encodings = self._backend.encode_batch([text for text, _ in good], add_special_tokens=False)
+        trained = [_inside(start, end, spans) for e, (_, spans) in zip(encodings, good) for start, end in e.offsets]
+        lengths = np.zeros(len(rendered), np.int32)
+        lengths[[i for i in range(len(rendered)) if i not in refused]] = [len(e) for e in encodings]
+        return back_to_back((e.ids for e in encodings), np.array(trained, bool), lengths, refused)
 
     # -- what a probe conversation shows
 
@@ -137,7 +162,7 @@ class ChatTemplate(Template):
             raise UserError(
                 f"--prompt-type {AUTO}: the tokenizer's chat template can't render a question and its answer ({error})"
             ) from None
-        common = next((i for i, (a, b) in enumerate(zip(text, prompt)) if a != b), min(len(text), len(prompt)))
+        common = _common(text, prompt)
         self._excess = prompt[common:]
         end = text.rfind(answer) + len(answer)
         if common > end - len(answer):
@@ -150,6 +175,29 @@ class ChatTemplate(Template):
         self._marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
         self._lead = tail[: tail.index(self._marker)]
 
+    def _probe_opening(self) -> str:
+        """The words before every answer, where the probes show that an answer begins after them and nowhere else."""
+        try:
+            alone, prompt = (self._render([PROBES[0].messages[:1]], prompt)[0] for prompt in (False, True))
+            opening = prompt.removesuffix(self._excess).removeprefix(alone)
+            for messages in (c.messages for c in (*PROBES, *SYSTEM_PROBES)):
+                text = self._render([messages], prompt=False)[0]
+                answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
+                ends = _ends(text, self._render_prompts([messages[:i] for i in answers]))
+                if ends != [i + len(opening) for i in range(len(text)) if text.startswith(opening, i)]:
+                    return ""
+        except (TemplateError, TypeError, ValueError, BadRow):
+            return ""  # it refuses a system message, or more: every prompt is rendered
+        return opening
+
+    def _probe_prefix(self) -> str:
+        """What every text without a system message begins with, up to its last special token."""
+        first, second = (self._render([c.messages], prompt=False)[0] for c in PROBES[:2])
+        common = first[: _common(first, second)]
+        added = self.tokenizer.added_tokens_decoder.values()
+        borders = [t.content for t in added if t.special and not t.rstrip and t.content in common]
+        return common[: max((common.rfind(t) + len(t) for t in borders), default=0)]
+
     def _special_tokens(self) -> list[str]:
         added = self.tokenizer.added_tokens_decoder.values()
         return [*{t.content for t in added if t.special} | set(self.tokenizer.all_special_tokens)]
@@ -159,7 +207,7 @@ class ChatTemplate(Template):
             return True
         texts = [r for r in self._rendered(PROBES) if not isinstance(r, BadRow)]
         return all(
-            self._encode_pieces([_cut(text, spans)])[0].input_ids == self._encode_texts([text])[0]
+            self._encode_pieces([self._cut(text, spans)]).input_ids.tolist() == self._encode_texts([text])[0]
             for text, spans in texts
         )
 
@@ -182,18 +230,21 @@ PROBES = [
         ("What is 2 + 2?", "4\n\nfour", "And 3?", "(three) - 3"),
     )
 ]
+SYSTEM_PROBES = [Conversation((Message("system", "Be brief."), *c.messages), 0) for c in PROBES]
 
 
-def _cut(text: str, spans: list[tuple[int, int]]) -> list[Piece]:
-    """Pieces of `text`, the spans trained."""
-    borders = [0, *chain.from_iterable(spans), len(text)]
-    parts = [text[a:b] for a, b in pairwise(borders)]
-    return [Piece(part, i % 2 == 1) for i, part in enumerate(parts) if part]
+def _common(a: str, b: str) -> int:
+    """Characters that both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def _by_offsets(encoding: Any, spans: list[tuple[int, int]]) -> Encoded:
-    ids, labels = encoding.ids, [MASKED] * len(encoding.ids)
-    for i, (start, end) in enumerate(encoding.offsets):
-        if any(a <= start and end <= b and start < end for a, b in spans):
-            labels[i] = ids[i]
-    return Encoded(ids, labels)
+def _ends(text: str, prompts: list[str]) -> list[int]:
+    """Where in `text` each of the prompts it begins with ends."""
+    if not all(text.startswith(prompt) for prompt in prompts):
+        raise BadRow(NOT_FOUND)
+    return [len(prompt) for prompt in prompts]
+
+
+def _inside(start: int, end: int, spans: list[tuple[int, int]]) -> bool:
+    """Whether a token of these characters lies in a trained span."""
+    return start < end and any(a <= start and end <= b for a, b in spans)

@@ -72,7 +72,7 @@ class IndexedWriter:
         self._bin.write(block)
         self._digest.update(block)
         first = len(self._lengths) + 1
-        self._lengths.extend(int(n) for n in lengths)
+        self._lengths.extend(lengths.tolist())
         self._documents.extend(range(first, first + len(lengths)))
 
     def add_empty_document(self) -> None:

@@ -25,8 +25,8 @@ from tuneval.data.rendering import Template
 from tuneval.data.rows import input_files
 from tuneval.data.tally import Tally, length_percentiles
 from tuneval.data.template import load_template
-from tuneval.data.tokenizer import load_tokenizer
-from tuneval.data.workers import Chunk, Job, encode_chunks, with_first
+from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
+from tuneval.data.workers import Chunk, Job, encode_chunks, usual_workers, with_first
 from tuneval.errors import Problems, UserError
 from tuneval.files import sha256_file, sha256_json, write_json
 
@@ -35,6 +35,8 @@ MOST_WORKERS, LONGEST_SAMPLE = 512, 10_000_000
 """Beyond these a number is a slip of the finger."""
 ROWS_LOOKED_AT = 100
 """Rows that show which columns the input has."""
+LITTLE_INPUT = 2000
+"""Rows up to which processes cost more to start than they save."""
 
 
 def preprocess(config: PreprocessConfig) -> dict[str, Any]:
@@ -51,13 +53,14 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         config.prompt_type, load_tokenizer(config.tokenizer_name_or_path, not config.tokenizer_not_use_fast)
     )
     totals: list[int] = []
-    first, rows = with_first(read_rows(config.input, totals.append), ROWS_LOOKED_AT)
+    first, rows = with_first(read_rows(config.input, totals.append), LITTLE_INPUT)
     total = totals[0] if totals and len(input_files(config.input)) == 1 else None
-    handler = _choose_handler(config, map_keys, first)
+    handler = _choose_handler(config, map_keys, first[:ROWS_LOOKED_AT])
     job = Job(handler, template, config.append_eod, config.seq_length - 1 if config.neat_pack else None)
+    workers = config.workers or (1 if len(first) < LITTLE_INPUT else usual_workers())
     tally = Tally()
     with _published(config.output_prefix) as (writers, publish):
-        chunks = _with_progress(encode_chunks(rows, job, config.workers), total, config.log_interval)
+        chunks = _with_progress(encode_chunks(rows, job, workers), total, config.log_interval)
         if config.pack:
             _write_packed(chunks, tally, writers, template, config)
         else:
@@ -71,7 +74,8 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
 def check_flags(config: PreprocessConfig) -> dict[str, Any] | None:
     """Hold the flags against each other; returns the parsed `--map-keys`. Raises one UserError for all problems."""
     problems = Problems()
-    problems.check(1 <= config.workers <= MOST_WORKERS, f"--workers {config.workers}: from 1 to {MOST_WORKERS}")
+    in_range = config.workers is None or 1 <= config.workers <= MOST_WORKERS
+    problems.check(in_range, f"--workers {config.workers}: from 1 to {MOST_WORKERS}")
     problems.check(config.log_interval >= 1, f"--log-interval {config.log_interval}: at least 1")
     problems.check(not config.neat_pack or config.pack, "--neat-pack: numbers the samples of --pack; give that too")
     problems.check(not config.pack or config.seq_length, "--pack: give the bins' length with --seq-length")
@@ -196,7 +200,6 @@ def _manifest(
 ) -> dict[str, Any]:
     lengths = np.frombuffer(tally.lengths, np.int32)
     hashes = {sft_prefix(config.output_prefix, c).name + ".bin": w.sha256 for c, w in writers.items()}
-    vocabulary = template.tokenizer.get_vocab()
     from tuneval import runtime  # brings torch, which nothing else here needs
 
     return {
@@ -213,8 +216,8 @@ def _manifest(
         "stop_token_ids": list(template.stop_token_ids),
         "tokenizer": {
             "path": config.tokenizer_name_or_path,
-            "vocab_size": len(vocabulary),
-            "sha256": sha256_json(vocabulary),
+            "vocab_size": len(template.tokenizer),
+            "sha256": vocabulary_sha256(template.tokenizer),
         },
         "handler": handler_name(handler),
         "map_keys": map_keys,

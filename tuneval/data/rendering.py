@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tuneval.data.prompt_types import CONTENT, PromptType, Slots, Special
 from tuneval.data.records import BadRow, Conversation, Message
@@ -23,6 +26,24 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+
+
+class EncodedBatch(NamedTuple):
+    """Samples back to back, labels as in `Encoded`."""
+
+    input_ids: np.ndarray
+    """int32 [sum(lengths)]"""
+    labels: np.ndarray
+    """int32 [sum(lengths)]"""
+    lengths: np.ndarray
+    """int32 [conversations] tokens of each; 0 where the template refused it."""
+    refused: dict[int, BadRow]
+    """Place in the batch -> why."""
+
+    def samples(self) -> Iterable[Encoded]:
+        """One after the other, as lists."""
+        borders = pairwise([0, *np.cumsum(self.lengths).tolist()])
+        return (Encoded(self.input_ids[a:b].tolist(), self.labels[a:b].tolist()) for a, b in borders)
 
 
 class Piece(NamedTuple):
@@ -56,18 +77,13 @@ class Template(ABC):
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Ids and labels of one conversation. Raises BadRow where the template refuses it."""
-        return self.encode_batch([conversation])[0]
+        batch = self.encode_batch([conversation])
+        if batch.refused:
+            raise batch.refused[0]
+        return next(iter(batch.samples()))
 
-    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded]:
-        """The same for many, much faster. Raises the first BadRow."""
-        encoded = self.try_encode_batch(conversations)
-        for one in encoded:
-            if isinstance(one, BadRow):
-                raise one
-        return encoded  # type: ignore[return-value]
-
-    def try_encode_batch(self, conversations: Sequence[Conversation]) -> list[Encoded | BadRow]:
-        """The same, with a BadRow in the place of each conversation that the template refuses."""
+    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+        """The same for many, much faster. What the template refuses is empty, and told."""
         return self._encode_pieces(self._pieces(conversations))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -75,8 +91,7 @@ class Template(ABC):
 
         What training saw before that answer, token by token.
         """
-        encoded = self._encode_pieces([self._prompt_pieces(messages)])[0]
-        return encoded.input_ids
+        return self._encode_pieces([self._prompt_pieces(messages)]).input_ids.tolist()
 
     @abstractmethod
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
@@ -86,12 +101,19 @@ class Template(ABC):
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[Piece]:
         """What an unfinished conversation is made of."""
 
-    def _encode_pieces(self, batch: list[list[Piece] | BadRow]) -> list[Encoded | BadRow]:
-        texts = {p.text: None for pieces in batch if not isinstance(pieces, BadRow) for p in pieces}
-        wanted = [t for t in texts if isinstance(t, str)]
-        ids_of: dict[str | int, list[int]] = dict(zip(wanted, self._encode_texts(wanted)))
-        ids_of.update({t: [t] for t in texts if isinstance(t, int)})
-        return [p if isinstance(p, BadRow) else _join(p, ids_of) for p in batch]
+    def _encode_pieces(self, batch: list[list[Piece] | BadRow]) -> EncodedBatch:
+        """Each text is encoded once, however many conversations it is a part of."""
+        refused = {i: pieces for i, pieces in enumerate(batch) if isinstance(pieces, BadRow)}
+        per_sample = [() if i in refused else pieces for i, pieces in enumerate(batch)]
+        pieces = list(chain.from_iterable(per_sample))
+        ids_of: dict[str | int, list[int]] = {text: [text] for text, _ in pieces}  # type: ignore[misc]
+        wanted = [text for text in ids_of if isinstance(text, str)]
+        ids_of.update(zip(wanted, self._encode_texts(wanted)))
+        ids = [ids_of[text] for text, _ in pieces]
+        counts = np.array([len(i) for i in ids], np.int64)
+        trained = np.repeat(np.array([trained for _, trained in pieces], bool), counts)
+        ends = np.cumsum([0, *counts])[np.cumsum([0, *map(len, per_sample)])]
+        return back_to_back(ids, trained, np.diff(ends), refused)
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -101,8 +123,13 @@ class Template(ABC):
         encode = getattr(self._backend, "encode_batch_fast", self._backend.encode_batch)
         return [e.ids for e in encode(texts, add_special_tokens=False)]
 
+    def _id_of(self, token: str) -> int | None:
+        if self._backend is None:
+            return self.tokenizer.get_vocab().get(token)
+        return self._backend.token_to_id(token)  # without a copy of the whole vocabulary
+
     def _token_id(self, token: str | None, why: str) -> int:
-        token_id = None if token is None else self.tokenizer.get_vocab().get(token)
+        token_id = None if token is None else self._id_of(token)
         if token_id is None:
             raise UserError(
                 f"--prompt-type {self.name}: {why} {token or ''} isn't in the tokenizer's vocabulary. "
@@ -175,14 +202,13 @@ def _split_system(messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
     return "", messages
 
 
-def _join(pieces: list[Piece], ids_of: dict[str | int, list[int]]) -> Encoded:
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for text, trained in pieces:
-        ids = ids_of[text]
-        input_ids += ids
-        labels += ids if trained else [MASKED] * len(ids)
-    return Encoded(input_ids, labels)
+def back_to_back(
+    ids: Iterable[list[int]], trained: np.ndarray, lengths: Any, refused: dict[int, BadRow]
+) -> EncodedBatch:
+    """Samples from lists of ids, one after the other, and whether each token is trained, bool [tokens]."""
+    input_ids = np.array(list(chain.from_iterable(ids)), np.int32)
+    labels = np.where(trained, input_ids, np.int32(MASKED))
+    return EncodedBatch(input_ids, labels, np.asarray(lengths, np.int32), refused)
 
 
 def _as_json(value: Any) -> Any:

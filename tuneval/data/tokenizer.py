@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,13 @@ def find_tokenizer(folder: str | Path) -> Path:
     if found is None:
         raise UserError(_nothing_there(folder))
     return found
+
+
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """Hash of every token with its id."""
+    vocabulary = tokenizer.get_vocab()
+    lines = (f"{number} {token}\n" for token, number in sorted(vocabulary.items(), key=itemgetter(1)))
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _holds_tokenizer(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -19,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from tuneval.cores import usable_cores
 from tuneval.data.records import BadRow, Handler
 from tuneval.data.rendering import Template
 from tuneval.data.truncation import kept_positions
 from tuneval.errors import UserError
 
+USUAL_MOST = 8
+"""Processes that the reader of the input and the writer of the output, which is one, keeps busy."""
 CHUNK_ROWS = 256
 """Rows that travel together. Many enough for the tokenizer's batches, few enough for an even load and little memory."""
 
@@ -57,6 +61,11 @@ class Chunk:
     """Samples that were cut."""
     bad: list[tuple[int, str]] = field(default_factory=list)
     """(row, reason) of the others."""
+
+
+def usual_workers() -> int:
+    """Processes where nobody names a number; 1 where they don't start as cheap forks."""
+    return min(usable_cores(), USUAL_MOST) if sys.platform == "linux" else 1
 
 
 def encode_chunks(rows: Iterable[Any], job: Job, workers: int) -> Iterator[Chunk]:
@@ -95,20 +104,29 @@ def encode_rows(first_row: int, rows: list[Any], job: Job) -> Chunk:
             conversations.append(job.handler(row, number))
         except BadRow as error:
             bad.append((number, error.reason))
-    samples, numbers, cut = [], [], 0
-    for conversation, encoded in zip(conversations, job.template.try_encode_batch(conversations)):
-        if isinstance(encoded, BadRow):
-            bad.append((conversation.row, encoded.reason))
-            continue
-        extra = [job.template.eos_token_id] if job.append_eod else []
-        sample = np.array([encoded.input_ids + extra, encoded.labels + extra], np.int32)  # [2, tokens]
-        if job.cut_to is not None and sample.shape[1] > job.cut_to:
-            sample, cut = sample[:, kept_positions(sample[1], job.cut_to)], cut + 1
-        samples.append(sample)
-        numbers.append(conversation.row)
-    flat = np.concatenate(samples, axis=1) if samples else np.empty((2, 0), np.int32)
-    lengths = np.array([s.shape[1] for s in samples], np.int32)
-    return Chunk(first_row, len(rows), flat[0], flat[1], lengths, np.array(numbers, np.int64), cut, sorted(bad))
+    batch = job.template.encode_batch(conversations)
+    bad += [(conversations[i].row, error.reason) for i, error in batch.refused.items()]
+    good = np.array([i not in batch.refused for i in range(len(conversations))], bool)
+    samples = np.stack([batch.input_ids, batch.labels])  # [2, tokens]
+    lengths, numbers = batch.lengths[good], np.array([c.row for c in conversations], np.int64)[good]
+    if job.append_eod:
+        samples = np.insert(samples, np.cumsum(lengths), job.template.eos_token_id, axis=1)
+        lengths = lengths + 1
+    cut = 0
+    if job.cut_to is not None and lengths.max(initial=0) > job.cut_to:
+        samples, lengths, cut = _cut(samples, lengths, job.cut_to)
+    return Chunk(first_row, len(rows), samples[0], samples[1], lengths, numbers, cut, sorted(bad))
+
+
+def _cut(samples: np.ndarray, lengths: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Samples [2, tokens] and their lengths, none longer than `most` tokens, and how many had to be cut."""
+    stays, ends, too_long = np.ones(samples.shape[1], bool), np.cumsum(lengths), np.flatnonzero(lengths > most)
+    for i in too_long.tolist():
+        sample = slice(ends[i] - lengths[i], ends[i])
+        stays[sample] = False
+        stays[sample][kept_positions(samples[1, sample], most)] = True
+    kept = np.diff(np.concatenate([[0], np.cumsum(stays)])[np.concatenate([[0], ends])])
+    return samples[:, stays], kept.astype(np.int32), len(too_long)
 
 
 def _numbered_chunks(rows: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
@@ -137,6 +155,7 @@ _job: Job | None = None
 def _start_worker(job: Job) -> None:
     global _job
     _job = job
+    gc.freeze()  # what the parent had loaded: no collection need look at it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each; threads don't survive a fork either
     threading.Thread(target=_leave_with_parent, daemon=True).start()

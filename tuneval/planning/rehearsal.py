@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
 from tuneval.config.schema import OptimConfig
+from tuneval.cores import usable_cores
 from tuneval.data.batches import MicroBatch
 from tuneval.model.build import empty_model
 from tuneval.model.lora import LoraSettings
@@ -88,8 +88,7 @@ class Rehearsals:
     def __enter__(self) -> Rehearsals:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = context.Pool(min(cores, 8), maxtasksperchild=1)
+        self._pool = context.Pool(min(usable_cores(), 8), maxtasksperchild=1)
         return self
 
     def __exit__(self, *failure: object) -> None:
