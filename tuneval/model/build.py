@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems, UserError
 from tuneval.model import attention
+from tuneval.model.frugal import make_frugal
 
 
 def build_model(
@@ -60,12 +61,14 @@ def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     config = copy.deepcopy(hf_config)  # transformers writes dtype and attention into it
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
     except ValueError as error:
         kind = getattr(hf_config, "model_type", type(hf_config).__name__)
         raise UserError(
             f"model type {kind}: transformers can't build it as a causal language model ({error})"
         ) from None
+    make_frugal(model)
+    return model
 
 
 def _stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:

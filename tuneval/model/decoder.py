@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems, UserError
 from tuneval.model import attention
+from tuneval.model.frugal import keep_products
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _WINDOWS = {"full_attention", "sliding_attention"}
@@ -39,6 +40,8 @@ class Decoder(torch.nn.Module):
         self.recompute = recompute
         if self.is_first and self.is_last:
             _check_forward(model, self)
+        if recompute == "full":
+            keep_products(self)
         if recompute == "selective":
             for layer in self.layers():
                 layer.self_attn.forward = partial(checkpoint, layer.self_attn.forward, use_reentrant=False)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import save
+from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems
@@ -40,6 +41,23 @@ class LoraSettings:
     """Hugging Face or Megatron names of linear modules; empty: all linear layers of the blocks."""
     shared_a: bool = False
     """One A for the modules of a fused Megatron layer: for q, k and v, and for gate and up."""
+
+
+class FusedLinear(Linear):
+    """peft's layer in fewer passes over its output: base(x) + s (B A x) as base(x) += B (s A x), one product."""
+
+    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        a, b = (getattr(self, half)[ADAPTER] for half in ("lora_A", "lora_B"))
+        if self.disable_adapters or self.merged or args or kwargs or a.weight.dtype != x.dtype:
+            return super().forward(x, *args, **kwargs)
+        tokens = x.flatten(0, -2)  # [T, in]
+        narrow = a(self.lora_dropout[ADAPTER](tokens)) * self.scaling[ADAPTER]  # [T, r]
+        output = self.base_layer(tokens)
+        if isinstance(b.weight, DTensor):  # it computes with its own part, as tensor parallelism arranged
+            output = output + b(narrow)
+        else:
+            output.addmm_(narrow, b.weight.t())
+        return output.unflatten(0, x.shape[:-1])
 
 
 def hf_targets(names: Iterable[str], hf_config: PretrainedConfig) -> tuple[str, ...]:
@@ -287,6 +305,9 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws; every value is replaced afterwards
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own question
         inject_adapter_in_model(config, model, ADAPTER)
+    for _, module in _lora_layers(model):
+        if type(module) is Linear:
+            module.__class__ = FusedLinear
 
 
 def _share_a(model: PreTrainedModel) -> None:

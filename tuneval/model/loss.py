@@ -121,7 +121,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, weights, words, wants_hidden, wants_weight):
         widest = len(weight) if words is None else words.share  # every process makes the same chunks
-        chunk = max(1, min(len(hidden), CHUNK_BYTES // (4 * widest)))
+        # A second chunk's gradient of the weight [W, H] is added in fp32: it may as well be H more rows of logits.
+        rows = max(CHUNK_BYTES // (4 * widest), hidden.shape[1] if wants_weight else 1)
+        chunk = max(1, min(len(hidden), rows))
         # Weights such as 1/50000 underflow in fp16: they enter its products as shares of the largest.
         largest = torch.cat((weights.abs(), weights.new_full((1,), torch.finfo(torch.float32).tiny))).max()
         shares = weights / largest
@@ -170,7 +172,7 @@ def _softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) ->
         log_p, log_p_target = words.log_softmax(logits, target)
         return logits.copy_(log_p.exp_()), log_p_target
     log_p_target = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-    block = max(1, BLOCK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+    block = max(1, (BLOCK_BYTES if logits.device.type == "cpu" else CHUNK_BYTES) // (4 * logits.shape[1]))
     for part, at, kept in zip(logits.split(block), target.split(block), log_p_target.split(block)):
         log_p = torch.log_softmax(part, -1, dtype=torch.float32)
         kept.copy_(log_p.gather(1, at))
@@ -182,11 +184,12 @@ def _subtract_target(
     p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: Words | None
 ) -> torch.Tensor:
     """p -> p - 1 at each target: the gradient of the logits. expm1 keeps the digits of a target that is nearly sure."""
-    value = log_p_target.expm1().to(p.dtype)
-    if words is None:
-        return p.scatter_(1, target, value)
-    mine, at = words.find(target)
-    return p.scatter_(1, at, torch.where(mine, value, p.gather(1, at)))
+    value, at = log_p_target.expm1().to(p.dtype), target
+    if words is not None:
+        mine, at = words.find(target)
+        value = torch.where(mine, value, p.gather(1, at))
+    p[torch.arange(len(p), device=p.device), at[:, 0]] = value[:, 0]  # `scatter_` would copy all of p twice
+    return p
 
 
 def _add(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
