@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from functools import partial
 
 import pytest
 import torch
 
 from tuneval.checkpoints.pickled import safe_load
-from tuneval.checkpoints.streamed import ALIGNMENT, Pending, one_ahead, save
+from tuneval.checkpoints.streamed import ALIGNMENT, Pending, ahead, save
 
 TENSORS = {
     "a": torch.arange(35, dtype=torch.float32).view(5, 7).bfloat16(),
@@ -24,7 +25,7 @@ def file(tmp_path):
     made = []
 
     def pending(name, tensor):
-        return Pending(tuple(tensor.shape), tensor.dtype, lambda: made.append(name) or tensor)
+        return Pending(tuple(tensor.shape), tensor.dtype, lambda: made.append(name) or list(tensor.split(2)))
 
     structure = {"args": argparse.Namespace(n=1, names=["x"]), "model": {n: pending(n, t) for n, t in TENSORS.items()}}
     save(structure, tmp_path / "t.pt")
@@ -52,20 +53,34 @@ def test_storages_are_aligned(file):
     assert all(torch.equal(stored.read(), TENSORS[name]) for name, stored in loaded.items())
 
 
+def test_the_archive_is_a_whole_zip(tmp_path):
+    save({name: Pending(tuple(t.shape), t.dtype, lambda t=t: [t]) for name, t in TENSORS.items()}, tmp_path / "t.pt")
+    with zipfile.ZipFile(tmp_path / "t.pt") as archive:
+        assert archive.testzip() is None  # every CRC is that of its bytes
+        assert len(archive.namelist()) == len(set(archive.namelist())) == len(TENSORS) + 3
+
+
+def test_what_is_mapped_can_be_changed_and_the_file_stays(tmp_path):
+    torch.save({"w": torch.ones(5)}, tmp_path / "t.pt")
+    stored = safe_load(tmp_path / "t.pt")["w"]
+    stored.read().zero_()
+    assert torch.equal(stored.read(), torch.ones(5))
+
+
 def test_another_tensor_than_announced_is_a_bug(tmp_path):
     with pytest.raises(AssertionError, match="announced"):
-        save({"w": Pending((2,), torch.float32, lambda: torch.ones(3))}, tmp_path / "t.pt")
+        save({"w": Pending((2,), torch.float32, lambda: [torch.ones(3)])}, tmp_path / "t.pt")
 
 
-def test_calls_run_one_ahead_in_order_and_their_errors_come_out():
+def test_calls_run_two_ahead_in_order_and_their_errors_come_out():
     started = []
 
     def call(number: int) -> int:
         started.append(number)
         return number if number != 3 else int("no number")
 
-    results = one_ahead(partial(call, n) for n in range(6))
+    results = ahead(partial(call, n) for n in range(9))
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert 4 not in started, "one ahead, no more: each holds a tensor"
+    assert 5 not in started, "two ahead, no more: each holds a tensor"
     with pytest.raises(ValueError, match="no number"):
         next(results)

@@ -15,11 +15,12 @@ from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary
-from tuneval.checkpoints.streamed import Pending, one_ahead
+from tuneval.checkpoints.streamed import Pending, ahead
 from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
 
+PAGE = 4096
 RECORD = "convert.json"
 """Written beside the weights: the resolved configuration and what was read."""
 
@@ -47,14 +48,16 @@ def to_hf(
     files.check_free_space(save, _written_bytes(source, dtype), "The Hugging Face folder")
     names = source.names()
     with HfSink(save, max_shard_bytes) as sink, progress_bar("tensors", len(names)) as bar:
-        for name, tensor in zip(names, one_ahead(partial(_read, source, name, dtype) for name in names)):
+        for name, tensor in zip(names, ahead(partial(_read, source, name, dtype) for name in names)):
             sink.add(name, tensor)
             bar.advance()
         _finish(source, sink.folder, dtype, record)
 
 
 def _read(source: Source, name: str, dtype: torch.dtype | None) -> torch.Tensor:
-    return _cast(source.read(name), dtype)
+    tensor = _cast(source.read(name), dtype).contiguous()
+    tensor.view(-1).view(torch.uint8)[::PAGE].sum()  # reads a mapped tensor's pages here, not under the write
+    return tensor
 
 
 def to_mcore(
@@ -111,9 +114,9 @@ def to_mcore(
 
 
 def _rank_tensor(source: Source, tp: int, rank: int, dtype: torch.dtype | None, bar: Bar, row: Row) -> Pending:
-    def make() -> torch.Tensor:
+    def make() -> list[torch.Tensor]:
         bar.advance()
-        return _cast(row.fuse(source.read_slice, tp, rank), dtype)
+        return [_cast(piece, dtype) for piece in row.pieces(source.read_slice, tp, rank)]
 
     return Pending(row.rank_shape(tp), dtype or source.dtype(row.hf_names[0]), make)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,6 @@ def stored_tensors(folder: Path) -> dict[str, Any]:
     if not tensors:
         raise UserError(f"{folder}: no tensor in {', '.join(f.name for f in files_of)}. Fetch the files again.")
     return tensors
-
-
-@dataclass(frozen=True)
-class _SafeTensor:
-    """One tensor of a safetensors file, opened for each read: what is mapped is unmapped with the tensor."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def read(self) -> torch.Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_tensor(self.name)
-
-    def read_slice(self, dim: int, start: int, stop: int) -> torch.Tensor:
-        with safe_open(self.path, "pt") as file:
-            return file.get_slice(self.name)[(*[slice(None)] * dim, slice(start, stop))]
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -110,13 +93,23 @@ def _shortened(lines: list[str], between: str = ", ") -> str:
     return between.join([*lines[:12], *([f"... and {len(lines) - 12} more"] if len(lines) > 12 else [])])
 
 
-def _safetensors_index(path: Path) -> dict[str, _SafeTensor]:
+def _safetensors_index(path: Path) -> dict[str, StoredTensor]:
+    """Where each tensor lies: after eight bytes of length, JSON that says so; safetensors itself has checked it."""
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {n: _SafeTensor(path, n, tuple(s.get_shape()), _dtype(path, s)) for n, s in slices.items()}
+            dtypes = {name: _dtype(path, stored) for name, stored in slices.items()}
     except SafetensorError as error:
         raise UserError(f"{path}: not a safetensors file, or cut off ({error}). Fetch it again.") from None
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {
+        name: StoredTensor.contiguous_at(
+            path, 8 + length + header[name]["data_offsets"][0], dtype, header[name]["shape"]
+        )
+        for name, dtype in dtypes.items()
+    }
 
 
 def _dtype(path: Path, stored: Any) -> torch.dtype:

@@ -225,15 +225,15 @@ class LoraForm:
 def _pending(like: Row, parts: list[torch.Tensor], tp: int, rank: int) -> Pending:
     """A rank's piece of A or B. A is the same for every module, so one of them is all."""
     if like.tp_dim is None:
-        return Pending(tuple(parts[0].shape), parts[0].dtype, lambda: parts[0])
+        return Pending(tuple(parts[0].shape), parts[0].dtype, lambda: [parts[0]])
     if like.tp_dim == 1:
-        return Pending(like.rank_shape(tp), parts[0].dtype, lambda: parts[0].chunk(tp, 1)[rank].contiguous())
+        return Pending(like.rank_shape(tp), parts[0].dtype, lambda: [parts[0].chunk(tp, 1)[rank]])
     of_name = dict(zip(like.hf_names, parts))
 
     def read_slice(name: str, dim: int, start: int, stop: int) -> torch.Tensor:
         return of_name[name].narrow(dim, start, stop - start)
 
-    return Pending(like.rank_shape(tp), parts[0].dtype, lambda: like.fuse(read_slice, tp, rank))
+    return Pending(like.rank_shape(tp), parts[0].dtype, lambda: like.pieces(read_slice, tp, rank))
 
 
 def _fuse(adapter: Adapter, hf_config: Any) -> dict[tuple[int, str], _Fused]:

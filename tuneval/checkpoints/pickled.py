@@ -11,15 +11,18 @@ from __future__ import annotations
 import _compat_pickle
 import argparse
 import io
+import os
 import pickle
 import struct
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tuneval.errors import UserError
@@ -88,6 +91,14 @@ class StoredTensor:
     stride: tuple[int, ...]
     """Elements between neighbours along each dim."""
 
+    @classmethod
+    def contiguous_at(cls, path: Path, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> StoredTensor:
+        """One whose elements lie in order, back to back."""
+        strides = [1]
+        for size in reversed(shape[1:]):
+            strides.insert(0, strides[0] * size)
+        return cls(path, offset, dtype, tuple(shape), tuple(strides[: len(shape)]))
+
     @property
     def contiguous(self) -> bool:
         expected = 1
@@ -105,7 +116,7 @@ class StoredTensor:
         return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride))
 
     def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own."""
+        """The tensor, mapped: its pages are read when they are looked at, and a change of it stays in this process."""
         flat = self._elements(0, self.extent)
         return flat.view(self.shape) if self.contiguous else flat.as_strided(self.shape, self.stride).contiguous()
 
@@ -117,12 +128,15 @@ class StoredTensor:
         return self.read().narrow(dim, start, stop - start)
 
     def _elements(self, first: int, count: int) -> torch.Tensor:
-        raw = torch.empty(count * self.dtype.itemsize, dtype=torch.uint8)
+        start, size = self.offset + first * self.dtype.itemsize, count * self.dtype.itemsize
+        if size == 0:
+            return torch.empty(0, dtype=self.dtype)
         with open(self.path, "rb") as file:
-            file.seek(self.offset + first * self.dtype.itemsize)
-            if file.readinto(raw.numpy()) != raw.numel():
+            if os.fstat(file.fileno()).st_size < start + size:
                 raise UserError(f"{self.path}: shorter than its own index says. Copy the file again.")
-        return raw.view(self.dtype)
+            raw = torch.from_numpy(np.memmap(file, np.uint8, "c", start, (size,)))
+        # Elements at odd bytes, as some writers leave them, can't be used where they lie.
+        return (raw if start % self.dtype.itemsize == 0 else raw.clone()).view(self.dtype)
 
 
 def safe_load(path: str | Path) -> Any:

@@ -6,10 +6,12 @@ import io
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+import zlib
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +36,8 @@ class Pending:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], torch.Tensor]
+    make: Callable[[], list[torch.Tensor]]
+    """Gives it in pieces along its first dim."""
 
     @property
     def stride(self) -> tuple[int, ...]:
@@ -59,24 +62,54 @@ def save(structure: Any, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
-        tensors = one_ahead(pending.make for pending in pickler.pending)
-        for key, (pending, tensor) in enumerate(zip(pickler.pending, tensors)):
-            assert (tuple(tensor.shape), tensor.dtype) == (pending.shape, pending.dtype), "not the tensor announced"
-            with archive.open(_aligned(archive, f"{path.stem}/data/{key}"), "w", force_zip64=True) as member:
-                member.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        made = ahead(partial(_made, pending) for pending in pickler.pending)
+        with ThreadPoolExecutor(1) as thread:
+            for key, data in enumerate(made):
+                _append(archive, f"{path.stem}/data/{key}", data, thread.submit(_crc, data))
         archive.writestr(f"{path.stem}/version", "3\n")
 
 
-def one_ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each call returns, in order; the next one runs in a thread meanwhile, so that reading goes on under writing."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting: Future[T] | None = None
+def _made(pending: Pending) -> list[memoryview]:
+    """Bytes of a tensor."""
+    pieces = pending.make()
+    shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
+    announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
+    assert announced, f"not the tensor announced, {pending.shape}"
+    return [memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()) for piece in pieces]
+
+
+def _crc(data: list[memoryview]) -> int:
+    return reduce(lambda crc, part: zlib.crc32(part, crc), data, 0)
+
+
+def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What each call returns, in order; the next two run in threads meanwhile, so that reading goes on under writing."""
+    with ThreadPoolExecutor(2) as threads:
+        waiting: deque[Future[T]] = deque()
         for call in calls:
-            before, waiting = waiting, thread.submit(call)
-            if before is not None:
-                yield before.result()
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(threads.submit(call))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _append(archive: zipfile.ZipFile, name: str, data: list[memoryview], crc: Future[int]) -> None:
+    """Append a member whose CRC a thread computes: zipfile itself does nothing else meanwhile."""
+    file, info = archive.fp, _aligned(archive, name)
+    info.header_offset, info.external_attr = file.tell(), 0o600 << 16
+    info.file_size = info.compress_size = sum(part.nbytes for part in data)
+    info.CRC = 0
+    file.write(info.FileHeader(zip64=True))
+    for part in data:
+        file.write(part)
+    archive.start_dir = file.tell()
+    info.CRC = crc.result()
+    file.seek(info.header_offset)
+    file.write(info.FileHeader(zip64=True))
+    file.seek(archive.start_dir)
+    archive.filelist.append(info)
+    archive.NameToInfo[name] = info
 
 
 def _aligned(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:

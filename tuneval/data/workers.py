@@ -156,6 +156,7 @@ def _start_worker(job: Job) -> None:
     global _job
     _job = job
     gc.freeze()  # what the parent had loaded: no collection need look at it
+    gc.set_threshold(50_000)  # a chunk makes some 10,000 objects, few of them in circles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each; threads don't survive a fork either
     threading.Thread(target=_leave_with_parent, daemon=True).start()

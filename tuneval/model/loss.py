@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tuneval.data.batches import MicroBatch
     from tuneval.model.decoder import Decoder
 
-CHUNK_BYTES = 1 << 28
+CHUNK_BYTES = 1 << 27
 """Memory of one chunk's log probabilities, were they all there in fp32."""
 BLOCK_BYTES = 1 << 22
 """fp32 log probabilities that a CPU computes at a time: within its cache, five passes cost less than one through memory."""

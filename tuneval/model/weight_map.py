@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -168,7 +167,14 @@ class Row:
         return tuple(shape)
 
     def fuse(self, read_slice: Callable[[str, int, int, int], torch.Tensor], tp: int, rank: int) -> torch.Tensor:
-        """One rank's Megatron tensor: in memory of its own, or what was read where that is it already.
+        """One rank's Megatron tensor [rank_shape(tp)]: `pieces` in one."""
+        pieces = self.pieces(read_slice, tp, rank)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def pieces(
+        self, read_slice: Callable[[str, int, int, int], torch.Tensor], tp: int, rank: int
+    ) -> list[torch.Tensor]:
+        """One rank's Megatron tensor in contiguous pieces along its first dim: where rows alone are cut, none is copied.
 
         Args:
             read_slice: (HF name, dim, start, stop) -> that slice.
@@ -176,22 +182,17 @@ class Row:
             rank: tensor-parallel rank.
 
         Returns:
-            Tensor of `rank_shape(tp)`.
+            Tensors that make one of `rank_shape(tp)`.
         """
         parts, dim = self.parts(tp, rank), self.tp_dim or 0
-        offsets = list(accumulate((p.stop - p.start for p in parts), initial=0))
-        fused = None
-        for t in sorted({p.hf for p in parts}):  # one read a tensor: its parts on one rank lie side by side
-            own = [(p, at) for p, at in zip(parts, offsets) if p.hf == t]
-            first = own[0][0].start
-            piece = read_slice(self.hf_names[t], dim, first, own[-1][0].stop)
-            if len(parts) == 1 and piece.is_contiguous():
-                return piece
-            fused = torch.empty(self.rank_shape(tp), dtype=piece.dtype) if fused is None else fused
-            for p, at in own:
-                size = p.stop - p.start
-                fused.narrow(dim, at, size).copy_(piece.narrow(dim, p.start - first, size))
-        return fused
+        found: dict[int, tuple[int, torch.Tensor]] = {}
+        for t in {p.hf for p in parts}:  # one read a tensor: its parts on one rank lie side by side
+            own = [p for p in parts if p.hf == t]
+            found[t] = own[0].start, read_slice(self.hf_names[t], dim, own[0].start, own[-1].stop)
+        cut = [found[p.hf][1].narrow(dim, p.start - found[p.hf][0], p.stop - p.start) for p in parts]
+        if dim == 0 or len(cut) == 1:
+            return [piece.contiguous() for piece in cut]
+        return [torch.cat(cut, dim)]
 
     def split(
         self, read_rank: Callable[[int, int, int, int], torch.Tensor], tp: int, hf: int, start: int, stop: int
