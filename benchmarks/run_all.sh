@@ -22,6 +22,8 @@ bench preprocess preprocess_speed.py "$model" "$records"
 bench decode decode_speed.py "$model" ${exam:+--exam "$exam"}
 bench lora sft_speed.py "$model" "$data" --method lora
 bench full sft_speed.py "$model" "$data" --method full
+bench lora-profile step_profile.py "$model" "$data" --method lora
+bench full-profile step_profile.py "$model" "$data" --method full
 bench train-memory train_memory.py "$model" "$data"
 bench two-processes two_processes.py "$model" "$data"
 bench growth growth.py

@@ -70,6 +70,26 @@ def test_classes_that_compute_otherwise_stay(config, left):
     assert kinds(empty_model(made, torch.float32)) == left
 
 
+class GatedNorm(torch.nn.Module):
+    """As hybrids with state-space layers have it: another module's output may come along, and scales its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(64)), 1e-6
+
+    def forward(self, hidden_states, gate=None):
+        wide = hidden_states.float() if gate is None else hidden_states.float() * gate.float()
+        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normal.to(hidden_states.dtype)
+
+
+def test_a_norm_that_may_take_a_gate_stays():
+    norm, x = GatedNorm(), torch.randn(3, 64)
+    own = GatedNorm()
+    own.__class__ = FrugalRMSNorm
+    assert torch.equal(norm(x), own(x)) and not FrugalRMSNorm.equals(norm)
+
+
 def test_looking_at_classes_draws_no_number_of_the_callers():
     state = torch.get_rng_state()
     empty_model(tiny_config(), torch.float32)

@@ -170,3 +170,21 @@ def test_scale_is_one_outside_fp16_and_fixed_when_given():
     fixed = LossScaler(PrecisionConfig(fp16=True, loss_scale=8.0))
     fixed.update(True)
     assert fixed.scale == 8.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_gradient_of_an_only_micro_batch_is_not_widened_and_gives_the_same(dtype):
+    """Two micro-batches, of which the second adds nothing, are summed in fp32: the same weights bit for bit."""
+    models = []
+    for parts in (1, 2):
+        model = Toy(dtype)
+        optimizer = make_optimizer(model.named_parameters(), OptimConfig())
+        for step in range(4):
+            for part in range(parts):
+                (model(inputs(step, 0).to(dtype)) * (part == 0)).backward()
+            expected = dtype if parts == 1 else torch.float32
+            assert {slot.gradient.dtype for slot in optimizer.slots.values()} == {expected}
+            optimizer.step(0.1, optimizer.grad_norm())
+        models.append(model)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)

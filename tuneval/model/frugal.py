@@ -7,6 +7,7 @@ That halves a layer's activations. Shapes: T tokens, H hidden size, F width of t
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -45,7 +46,8 @@ class FrugalRMSNorm(torch.nn.Module):
     @classmethod
     def equals(cls, theirs: torch.nn.Module) -> bool:
         """Whether a module gives the same numbers. Others add 1 to the weight, or multiply before they round."""
-        if set(theirs._parameters) != {"weight"} or not hasattr(theirs, "variance_epsilon"):
+        alike = set(theirs._parameters) == {"weight"} and hasattr(theirs, "variance_epsilon") and _takes_one(theirs)
+        if not alike or theirs._modules:
             return False
         return _gives_the_same(theirs, cls, _parameters={"weight": torch.randn(64, dtype=torch.bfloat16)})
 
@@ -75,11 +77,16 @@ class FrugalMLP(torch.nn.Module):
     @classmethod
     def equals(cls, theirs: torch.nn.Module) -> bool:
         """Whether a module gives the same numbers. Others have another activation, or one product for gate and up."""
-        if not {"gate_proj", "up_proj", "down_proj"} <= set(theirs._modules):
+        shapes = {"gate_proj": (64, 96), "up_proj": (64, 96), "down_proj": (96, 64)}
+        if set(theirs._modules) - {"act_fn"} != set(shapes) or theirs._parameters or not _takes_one(theirs):
             return False
-        names = {"gate_proj": (64, 96), "up_proj": (64, 96), "down_proj": (96, 64)}
-        linears = {name: torch.nn.Linear(*shape, dtype=torch.bfloat16) for name, shape in names.items()}
+        linears = {name: torch.nn.Linear(*shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
         return _gives_the_same(theirs, cls, _modules={**theirs._modules, **linears})
+
+
+def _takes_one(module: torch.nn.Module) -> bool:
+    """Whether its forward takes one tensor and nothing else, such as a gate of its own."""
+    return len(inspect.signature(module.forward).parameters) == 1
 
 
 @torch.no_grad()

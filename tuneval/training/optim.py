@@ -34,7 +34,7 @@ class AdamW:
     """AdamW with decoupled decay: fp32 master weights and moments, fp32 gradients summed over micro-batches.
 
     A hook moves each gradient into its fp32 sum as soon as the backward pass has it, so that no second set of
-    gradients stands. A bf16 weight and 16 more bits (`low`) together are its fp32 master: half of a copy's memory.
+    gradients stands; the gradient of a step's only micro-batch stays as it is, half as large and just as exact. A bf16 weight and 16 more bits (`low`) together are its fp32 master: half of a copy's memory.
 
     Of a DTensor each process keeps and updates its own part alone.
 
@@ -75,7 +75,7 @@ class AdamW:
         if self.gradients is not None:
             return self.gradients.norm(slot.whole_gradient() for slot in self.slots.values()) / loss_scale
         gradients = [slot.gradient for slot in self.slots.values() if slot.gradient is not None]
-        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         return float(torch.linalg.vector_norm(torch.stack(norms).double())) / loss_scale if norms else 0.0
 
     @torch.no_grad()
@@ -123,22 +123,18 @@ class _Slot:
         self.master = value.float() if value.dtype not in (torch.bfloat16, torch.float32) else None
 
     def take_gradient(self, parameter: torch.nn.Parameter) -> None:
-        """Move p.grad into the fp32 sum; the first of a step becomes it."""
+        """Move p.grad into the sum; the first of a step becomes it, in fp32 once a second one comes."""
         gradient = parameter.grad
         if isinstance(gradient, DTensor):
             self.summed_over_tp = gradient.placements[-1].is_partial()
             gradient = gradient.to_local()
             assert gradient.shape == self.exp_avg.shape, f"{self.name}: a gradient {gradient.shape}"
-        if self.gradient is None:
-            self.gradient = gradient.float()
-        else:
-            self.gradient.add_(gradient)
+        self.gradient = gradient if self.gradient is None else self.gradient.float().add_(gradient)
         parameter.grad = None
 
     def whole_gradient(self) -> Gradient:
         """The sum with what other processes must know of it; zeros where this one saw no sample."""
-        if self.gradient is None:
-            self.gradient = torch.zeros_like(self.exp_avg)
+        self.gradient = torch.zeros_like(self.exp_avg) if self.gradient is None else self.gradient.float()
         return Gradient(self.name, self.parameter, self.gradient, self.summed_over_tp)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -156,14 +152,14 @@ class _Slot:
         if value.dtype == torch.bfloat16:
             flat = [t.view(-1) for t in (value, self.low, self.gradient, self.exp_avg, self.exp_avg_sq)]
             scratch = value.new_empty(min(CHUNK, value.numel()), dtype=torch.float32)
-            for weight, low, *rest in zip(*(t.split(CHUNK) for t in flat), strict=True):
+            for weight, low, gradient, *moments in zip(*(t.split(CHUNK) for t in flat), strict=True):
                 wide = join(weight, low, scratch[: len(weight)])
-                self._adamw(wide, *rest, config, lr, step, factor)
+                self._adamw(wide, gradient.float(), *moments, config, lr, step, factor)
                 split(wide, weight, low)
         elif value.dtype == torch.float32:
             self._adamw(value, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
         else:
-            self._adamw(self.master, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
+            self._adamw(self.master, self.gradient.float(), self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
             value.copy_(self.master)
 
     def _adamw(self, weight, gradient, exp_avg, exp_avg_sq, config: OptimConfig, lr: float, step: int, factor: float):

@@ -1,0 +1,91 @@
+"""Where the time of a training step goes: shares of its kernels, by torch's profiler.
+
+    python benchmarks/step_profile.py MODEL DATA_PREFIX [--method lora|full] [--dtype bf16|fp32] [--output JSON]
+
+One step of 16 samples after one that warms up. The profiler itself costs a few percent; shares, not seconds, are what to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+from sft_speed import LEARNING_RATE, SAMPLES, SEED, SEQ_LENGTH, order
+from side_by_side import setting, write
+from torch.profiler import ProfilerActivity, profile
+
+from tuneval import runtime
+from tuneval.checkpoints.load import load_model
+from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
+from tuneval.data.batches import SftDataset, global_batches
+from tuneval.model.decoder import Decoder
+from tuneval.model.lora import LoraSettings, add_lora
+from tuneval.training.loop import OneProcess, Progress, train
+from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.schedule import Schedule
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("--method", choices=tuple(LEARNING_RATE), default="lora")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    runtime.prepare()
+    model = load_model(options.model, options.dtype).model
+    shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    if options.method == "lora":
+        add_lora(model, LoraSettings(r=8, alpha=16), SEED)
+    steps = step_by_step(options, Decoder(model))
+    next(steps)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        step = next(steps)
+    spent: Counter[str] = Counter()
+    for event in recorded.key_averages(group_by_input_shape=True):
+        spent[group(event.key, event.input_shapes, shapes, model.config)] += event.self_cpu_time_total
+    total = sum(spent.values())
+    report = {
+        "work": f"{options.method} tuning, {options.dtype}, one step of {step.tokens} tokens, {step.trained_tokens} trained",
+        "share": {name: round(value / total, 3) for name, value in spent.most_common()},
+        **setting(),
+    }
+    write(report, options.output)
+
+
+def step_by_step(options: argparse.Namespace, decoder: Decoder):
+    optim = OptimConfig(lr=LEARNING_RATE[options.method], lr_decay_style="constant")
+    dataset = SftDataset(options.data)
+    batch = BatchConfig(global_batch_size=SAMPLES, train_iters=2)
+    batches = global_batches(dataset, order(dataset, 2), batch, SEQ_LENGTH)
+    optimizer = make_optimizer(decoder.named_parameters(), optim)
+    scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
+    return train(OneProcess(decoder), batches, optimizer, Schedule(optim, 2, SAMPLES), scaler, Progress())
+
+
+def group(kernel: str, inputs: list[list[int]], weights: set[tuple[int, ...]], config) -> str:
+    """What a kernel works for, by its name and the shapes it is given."""
+    sizes = [tuple(shape) for shape in inputs if shape]
+    flat = {size for shape in sizes for size in shape}
+    if kernel in PRODUCTS:
+        of_model = any(shape in weights or shape[::-1] in weights for shape in sizes)
+        makes_one = len(sizes) > 1 and (sizes[-2][0], sizes[-1][-1]) in weights | {w[::-1] for w in weights}
+        return "products with the model's matrices" if of_model or makes_one else "products with the adapters'"
+    if kernel in ("aten::bmm", "aten::_softmax") or "Attention" in kernel:
+        return "attention"
+    if "adamw" in kernel:
+        return "optimizer"
+    if config.vocab_size in flat:
+        return "softmax over the vocabulary"
+    if config.intermediate_size in flat:
+        return "activation and gate"
+    return "norms, sums, rotary embedding, everything else"
+
+
+if __name__ == "__main__":
+    main()
