@@ -121,8 +121,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, weights, words, wants_hidden, wants_weight):
         widest = len(weight) if words is None else words.share  # every process makes the same chunks
-        # A second chunk's gradient of the weight [W, H] is added in fp32: it may as well be H more rows of logits.
-        rows = max(CHUNK_BYTES // (4 * widest), hidden.shape[1] if wants_weight else 1)
+        # A second chunk's gradient of the weight [W, H] is added in fp32: its memory may as well be so many more rows of logits.
+        rows = max(CHUNK_BYTES // (4 * widest), 4 * hidden.shape[1] // weight.itemsize if wants_weight else 1)
         chunk = max(1, min(len(hidden), rows))
         # Weights such as 1/50000 underflow in fp16: they enter its products as shares of the largest.
         largest = torch.cat((weights.abs(), weights.new_full((1,), torch.finfo(torch.float32).tiny))).max()
