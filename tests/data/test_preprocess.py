@@ -288,7 +288,7 @@ def test_every_real_record_equals_the_tokenizers_own_chat_template(real_model, r
     own = tokenizer.apply_chat_template(texts, tokenize=True, return_dict=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     different = 0
-    for conversation, encoded, expected in zip(conversations, template.encode_batch(conversations), own):
+    for conversation, encoded, expected in zip(conversations, template.encode_batch(conversations).samples(), own):
         answer = conversation.messages[-1].content
         trained = [t for t in encoded.labels if t != -100]
         assert trained == [*tokenizer.encode(answer), end]
