@@ -213,9 +213,11 @@ def test_too_few_processes_are_told_before_anything_is_loaded(launched, capsys):
 
 
 def started(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=400, env=environment(), check=True
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, timeout=400, env=environment()
     )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.mark.slow
