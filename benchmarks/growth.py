@@ -6,7 +6,7 @@ Without MODEL the embedded tiny one: there the arithmetic is little, so whatever
 random tokens of the lengths that instruction data have. Each row is a process of its own.
 
     data sets      tokens/s, and seconds until the first step, with 1,000, 10,000 and 100,000 samples
-    steps          tokens/s and resident memory in each tenth of `--steps` steps
+    steps          tokens/s and memory of the process's own (`RssAnon`) in each tenth of `--steps` steps
     tokens         seconds a step with 4 to 64 samples of 256 tokens: linear when the seconds per token stay
     segments       seconds per token of one micro-batch of 1,024 to 8,192 tokens: in samples of 256, and as one sample
 """
@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from convert_memory import rss_anon
 from side_by_side import alternate, setting, write
 
 from tuneval import runtime
@@ -96,7 +97,7 @@ def run_steps(options: argparse.Namespace, prefix: Path) -> dict:
     steps, tenth = run(options, prefix, options.steps, 16), options.steps // 10
     found = []
     while rows := list(islice(steps, tenth)):
-        found.append({"tokens_per_second": speed(rows), "rss_bytes": resident()})
+        found.append({"tokens_per_second": speed(rows), "anonymous_bytes": rss_anon(os.getpid())})
     return {"tenths": found}
 
 

@@ -148,6 +148,7 @@ def work(name: str, folder: Path, options: argparse.Namespace) -> None:
         )
         optimizer = make_optimizer(runner.named_parameters(), OptimConfig(), runner.gradients())
         batch = step_batch(job.segments, job.micro_batches(layout))
+        optimizer.expect(len(batch.micro_batches))
         for _ in range(2):
             runner.accumulate(batch, 1.0)
             optimizer.reduce_gradients()

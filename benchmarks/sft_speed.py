@@ -7,6 +7,7 @@ DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a ne
     tuneval         as `tuneval tune` runs without further flags
     trainer         transformers.Trainer, batches of 4 padded to the longest, gradient checkpointing (its users' default)
     trainer-packed  the same, each batch of 4 in one row (DataCollatorWithFlattening)
+    trainer-mixed   as trainer, with fp32 weights and bf16 autocast (--bf16): full tuning with the state that tuneval keeps
 
 A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first step
 of each process is left out of the time. The limit is the time of the model's own matrix products, measured in this call.
@@ -47,7 +48,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=tuple(ENGINES))
+    parser.add_argument(
+        "--engines", nargs="+", choices=tuple(ENGINES), help="default: all; the mixed one in full tuning"
+    )
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--run", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -55,7 +58,8 @@ def main() -> None:
         print(json.dumps(ENGINES[options.run](options)))
         return
     common = (__file__, options.model, options.data, "--method", options.method, "--dtype", options.dtype)
-    commands = {name: (*common, "--steps", options.steps, "--run", name) for name in options.engines}
+    usual = [name for name in ENGINES if name != "trainer-mixed" or options.method == "full"]
+    commands = {name: (*common, "--steps", options.steps, "--run", name) for name in options.engines or usual}
     runs = alternate(commands, options.rounds)
     write(summary(options, runs), options.output)
 
@@ -99,11 +103,13 @@ def run_tuneval(options: argparse.Namespace) -> dict:
     }
 
 
-def run_trainer(options: argparse.Namespace, packed: bool = False) -> dict:
+def run_trainer(options: argparse.Namespace, packed: bool = False, mixed: bool = False) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=runtime.DTYPES[options.dtype])
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=runtime.DTYPES["fp32" if mixed else options.dtype]
+    )
     if options.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -112,10 +118,10 @@ def run_trainer(options: argparse.Namespace, packed: bool = False) -> dict:
     samples = samples_of(options)
     padded = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)
     collator = DataCollatorWithFlattening() if packed else padded
-    return time_trainer(options, model, samples, collator)
+    return time_trainer(options, model, samples, collator, mixed)
 
 
-def time_trainer(options: argparse.Namespace, model, samples: list[dict], collator) -> dict:
+def time_trainer(options: argparse.Namespace, model, samples: list[dict], collator, mixed: bool) -> dict:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     starts: list[float] = []
@@ -140,7 +146,7 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
             max_steps=options.steps + 1,
             learning_rate=LEARNING_RATE[options.method],
             lr_scheduler_type="constant",
-            bf16=options.dtype == "bf16" and runtime.device().type != "cpu",
+            bf16=mixed or (options.dtype == "bf16" and runtime.device().type != "cpu"),
             gradient_checkpointing=True,
             train_sampling_strategy="sequential",
             logging_steps=1,
@@ -178,6 +184,7 @@ ENGINES = {
     "tuneval": run_tuneval,
     "trainer": run_trainer,
     "trainer-packed": lambda options: run_trainer(options, packed=True),
+    "trainer-mixed": lambda options: run_trainer(options, mixed=True),
 }
 
 if __name__ == "__main__":

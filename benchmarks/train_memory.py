@@ -1,8 +1,8 @@
-"""Peak memory of training: LoRA and full tuning of a real model, LoRA steps of a 7B-shaped one with random weights.
+"""Peak memory of training: LoRA, full and full with 8-bit moments of a real model, LoRA of a 7B shape with random weights.
 
     python benchmarks/train_memory.py MODEL DATA_PREFIX [--seven-billion] [--micro-batch-tokens 1024] [--output JSON]
 
-Each row is a process of its own with three steps of 8 samples in bf16. On a CPU two figures: the peak of all resident memory, which
+Each row is a process of its own with three steps of 32 samples, several micro-batches, in bf16. On a CPU two figures: the peak of all resident memory, which
 also counts pages of mapped weight files that the system may drop at any time, and the peak of `RssAnon`, which nothing
 but the process can give back. `--seven-billion` adds Qwen2.5-7B's shape: 15 GB of weights, minutes on a CPU; its samples are cut
 to 256 tokens of the model's vocabulary.
@@ -33,7 +33,7 @@ from tuneval.training.loop import OneProcess, Progress, train
 from tuneval.training.optim import LossScaler, make_optimizer
 from tuneval.training.schedule import Schedule
 
-STEPS, SAMPLES, SEED = 3, 8, 42
+STEPS, SAMPLES, SEED = 3, 32, 42
 SHAPE_OF_7B = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -53,14 +53,14 @@ def main() -> None:
     parser.add_argument("--seven-billion", action="store_true")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=None)
-    parser.add_argument("--run", choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=tuple(WORK), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         runtime.prepare()
         print(json.dumps(run(options)))
         return
     common = (__file__, options.model, options.data, "--micro-batch-tokens", options.micro_batch_tokens)
-    work = WORK if options.seven_billion else WORK[:2]
+    work = [name for name in WORK if options.seven_billion or name != "lora 7B"]
     runs = alternate({name: (*common, "--run", name) for name in work}, 1)
     report = {
         "work": f"{STEPS} steps of {SAMPLES} samples, bf16, micro-batches of {options.micro_batch_tokens} tokens",
@@ -71,12 +71,13 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> dict:
-    lora, large = options.run != "full", options.run == "lora 7B"
+    lora, large = options.run.startswith("lora"), options.run == "lora 7B"
     model = seven_billion() if large else load_model(options.model, "bf16").model
     if lora:
         add_lora(model, LoraSettings(r=8, alpha=16), SEED)
-    decoder = Decoder(model)
-    optim = OptimConfig(lr=1e-5, lr_decay_style="constant")
+    settings = dict(WORK[options.run])
+    decoder = Decoder(model, settings.pop("recompute", None))
+    optim = OptimConfig(lr=1e-5, lr_decay_style="constant", **settings)
     batch = BatchConfig(
         global_batch_size=SAMPLES, train_iters=STEPS, micro_batch_tokens=256 if large else options.micro_batch_tokens
     )
@@ -136,7 +137,15 @@ class Anonymous:
         self._thread.join()
 
 
-WORK = ("lora", "full", "lora 7B")
+WORK = {
+    "lora": {},
+    "full": {},
+    "full, sums in bf16, layers recomputed": {"main_grads_dtype": "bf16", "recompute": "full"},
+    "full, adam8bit": {"optimizer": "adam8bit"},
+    "full, adam8bit, layers recomputed": {"optimizer": "adam8bit", "recompute": "full"},
+    "lora 7B": {},
+}
+"""Row -> settings of the optimizer, and what is recomputed."""
 
 if __name__ == "__main__":
     main()

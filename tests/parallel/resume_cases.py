@@ -25,7 +25,7 @@ SETTINGS = (
     f"--train-iters {STEPS} --save-interval {CUT} --keep-checkpoints 9 --eval-interval 100 --split 90,10,0 "
     "--global-batch-size 5 --micro-batch-tokens 64 --lr 1e-3 --lr-decay-style cosine --lr-warmup-iters 4 --clip-grad 0.5"
 )
-KINDS = {"full": "--fp32", "lora": "--fp32 --lora-r 4", "bf16": "--bf16"}
+KINDS = {"full": "--fp32", "lora": "--fp32 --lora-r 4", "bf16": "--bf16", "lean": "--bf16 --optimizer adam8bit"}
 TP, PP = "--tensor-model-parallel-size", "--pipeline-model-parallel-size"
 LAYOUTS = {
     "one": "",
@@ -54,13 +54,19 @@ CASES: list[tuple[str, str, str]] = [
     ("lora", "one", "tp2 dp2 full"),
     ("bf16", "tp2 pp2", "tp2 pp2"),
     ("bf16", "dp4 full", "dp4 full"),
+    ("lean", "tp2 pp2", "tp2 pp2"),
+    ("lean", "tp2 pp2", "one"),
+    ("lean", "dp4", "dp4"),
+    ("lean", "dp4 full", "dp4 full"),
+    ("lean", "dp4 full", "tp2 pp2"),
 ]
 """(what is trained, layout until the cut, layout from there on)."""
 
 
 def words(folder: Path, kind: str, layout: str, run: Path) -> list[str]:
     """The command line of a run."""
-    paths = ["--load", str(folder / "model"), "--data-path", str(folder / "data"), "--save", str(run)]
+    model = folder / ("wide" if kind == "lean" else "model")
+    paths = ["--load", str(model), "--data-path", str(folder / "data"), "--save", str(run)]
     return [*paths, *f"{SETTINGS} {KINDS[kind]} {LAYOUTS[layout]}".split()]
 
 

@@ -57,6 +57,7 @@ def ours(steps, config, dtype=torch.float32, loss_scale=1.0, micro_batches=2):
     optimizer = make_optimizer(model.named_parameters(), config)
     norms = []
     for step in range(steps):
+        optimizer.expect(micro_batches)
         for part in range(micro_batches):
             (model(inputs(step, part).to(dtype)) * loss_scale).backward()
             assert all(p.grad is None for p in model.parameters())
@@ -180,6 +181,7 @@ def test_the_gradient_of_an_only_micro_batch_is_not_widened_and_gives_the_same(d
         model = Toy(dtype)
         optimizer = make_optimizer(model.named_parameters(), OptimConfig())
         for step in range(4):
+            optimizer.expect(parts)
             for part in range(parts):
                 (model(inputs(step, 0).to(dtype)) * (part == 0)).backward()
             expected = dtype if parts == 1 else torch.float32

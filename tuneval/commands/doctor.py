@@ -12,6 +12,7 @@ from tuneval.config.flags import Parsed
 
 OPTIONAL = {
     "pyarrow": ("--input *.parquet", "pip install 'tuneval[parquet]'"),
+    "bitsandbytes": ("--optimizer adam8bit", "pip install 'tuneval[adam8bit]'"),
     "tensorboard": ("--tensorboard-dir", "pip install 'tuneval[tensorboard]'"),
     "modelscope": ("download --source modelscope", "pip install 'tuneval[modelscope]'"),
 }

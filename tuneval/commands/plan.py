@@ -116,5 +116,6 @@ def _job(config: PlanConfig, hf_config: Any, targets: tuple[str, ...]) -> tuple[
         mean_tokens=mean,
         micro_batch_tokens=batch.micro_batch_tokens,
         micro_batch_size=batch.micro_batch_size,
+        optim=config.optim,
     )
     return job, Run(train_iters, samples, mean)

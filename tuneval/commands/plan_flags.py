@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tuneval.checkpoints.paths import check_there
+from tuneval.commands.tune_flags import check_state
 from tuneval.config.schema import PlanConfig
 from tuneval.errors import Problems, UserError
 
@@ -35,6 +36,7 @@ def check(config: PlanConfig) -> None:
     problems.check(
         batch.train_iters is None or batch.train_epochs is None, "--train-iters and --train-epochs: give one of them"
     )
+    check_state(config.optim, precision.dtype, problems)
     if config.device_memory is not None:
         problems.attempt(lambda: memory_bytes(config.device_memory))
     problems.attempt(lambda: check_there(config.load))

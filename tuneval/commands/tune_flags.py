@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tuneval.checkpoints.paths import check_there
-from tuneval.config.schema import TuneConfig
+from tuneval.config.schema import OptimStateConfig, TuneConfig
 from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems
 
@@ -83,11 +83,25 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
         not config.lora.lora_ckpt_filter or config.save.ckpt_format == "torch",
         "--lora-ckpt-filter: is about Megatron's files; give --ckpt-format torch too",
     )
+    check_state(optim, precision.dtype, problems)
+    problems.check(
+        optim.optimizer != "adam8bit" or find_spec("bitsandbytes"),
+        "--optimizer adam8bit: needs bitsandbytes. Run pip install 'tuneval[adam8bit]'",
+    )
     if log.tensorboard_dir is not None:
         problems.check(
             find_spec("tensorboard"),
             f"--tensorboard-dir {log.tensorboard_dir}: tensorboard is not installed. "
             "Run pip install 'tuneval[tensorboard]', or leave the flag out (RUN/metrics.jsonl holds the same)",
+        )
+
+
+def check_state(optim: OptimStateConfig, dtype: str, problems: Problems) -> None:
+    """Add what the optimizer's state can't be beside weights of a type."""
+    for flag, value in (("optimizer", optim.optimizer), ("main-grads-dtype", optim.main_grads_dtype)):
+        problems.check(
+            value not in ("adam8bit", "bf16") or dtype == "bf16",
+            f"--{flag} {value} --{dtype}: saves memory beside bf16 weights only; leave one of the two out",
         )
 
 

@@ -168,7 +168,20 @@ class BatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimStateConfig:
+    optimizer: Literal["adam", "adam8bit"] = "adam"
+    """AdamW with fp32 masters and moments, or, for half the memory of full tuning in bf16, with moments of 8 bits."""
+    main_grads_dtype: Literal["fp32", "bf16"] | None = None
+    """Gradients summed over the micro-batches of a step, under `--bf16`. Default: fp32, with adam8bit bf16."""
+
+    @property
+    def sums_in_bf16(self) -> bool:
+        """Of the gradients of bf16 weights."""
+        return (self.main_grads_dtype or ("bf16" if self.optimizer == "adam8bit" else "fp32")) == "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig(OptimStateConfig):
     lr: float | None = None
     """Peak learning rate. Default: 1e-5, with LoRA 1e-4."""
     min_lr: float = 0.0
@@ -403,6 +416,7 @@ class PlanConfig:
     """JSON file for the same figures."""
     batch: BatchConfig = field(default_factory=BatchConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    optim: OptimStateConfig = field(default_factory=OptimStateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

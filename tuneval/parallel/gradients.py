@@ -15,6 +15,8 @@ from tuneval.parallel.mesh import Mesh
 
 BUCKET = 1 << 24
 """Elements of one all-reduce at most, where tensors are put together: 64 MiB."""
+PIECE = 1 << 20
+"""Elements of a gradient that are widened at a time for its norm: 4 MiB."""
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Gradient:
     name: str
     parameter: torch.Tensor
     value: torch.Tensor
-    """fp32, shaped as the process's part of the parameter."""
+    """fp32, or bf16 under a lean optimizer, shaped as the process's part of the parameter."""
     summed_over_tp: bool
     """Whether the tensor-parallel processes' values are shares of a sum."""
 
@@ -42,6 +44,11 @@ class Gradients:
         self.ends = _ends_group(mesh) if tied is not None else None
         """The processes that hold the same part of the tied parameter, on the first and the last stage."""
 
+    @property
+    def come_summed(self) -> bool:
+        """Whether each parameter is given one gradient a step, already summed over micro-batches."""
+        return self.mesh.layout.sharding == "optimizer"
+
     def reduce(self, gradients: list[Gradient]) -> None:
         """Sum in place what processes hold shares of. Every process calls it, with the same parameters in a stage."""
         layout = self.mesh.layout
@@ -54,7 +61,7 @@ class Gradients:
 
     def norm(self, gradients: Iterable[Gradient]) -> float:
         """Global L2 norm, the same number on every process."""
-        squares = [torch.linalg.vector_norm(g.value).double() ** 2 for g in gradients if self._counts(g)]
+        squares = [l2_norm(g.value) ** 2 for g in gradients if self._counts(g)]
         device = self.mesh.grid.device_type
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         dist.all_reduce(total)
@@ -68,6 +75,15 @@ class Gradients:
         if layout.sharding == "none" and mesh.dp_rank > 0:
             return False
         return not (layout.tensor > 1 and mesh.tp_rank > 0 and _is_whole_on_tp(gradient.parameter))
+
+
+def l2_norm(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a contiguous tensor, fp64 from sums in fp32. Of a bf16 one torch would widen all at once: half a gigabyte for a vocabulary."""
+    if tensor.dtype == torch.float32:
+        return torch.linalg.vector_norm(tensor).double()
+    wide = tensor.new_empty(min(PIECE, tensor.numel()), dtype=torch.float32)
+    norms = [torch.linalg.vector_norm(wide[: len(p)].copy_(p)) for p in tensor.view(-1).split(PIECE)]
+    return torch.linalg.vector_norm(torch.stack(norms).double())
 
 
 def _is_whole_on_tp(parameter: torch.Tensor) -> bool:

@@ -117,17 +117,24 @@ def _like(parameter: torch.nn.Parameter, local: torch.Tensor) -> torch.nn.Parame
     return torch.nn.Parameter(spread_like(parameter, local), requires_grad=parameter.requires_grad)
 
 
-def spread_like(parameter: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """A local tensor as the DTensor that lies as `parameter` does; itself where that is no DTensor."""
+def spread_like(parameter: torch.Tensor, local: torch.Tensor, block: int = 1) -> torch.Tensor:
+    """A local tensor as the DTensor that lies as `parameter` does; itself where that is no DTensor.
+
+    Args:
+        parameter: any tensor.
+        local: an element for each of the process's part of `parameter`, or for each `block` of its last dimension.
+        block: elements of the last dimension that share one.
+    """
     if not isinstance(parameter, DTensor):
         return local
+    shape = torch.Size((*parameter.shape[:-1], parameter.shape[-1] // block)) if block > 1 else parameter.shape
     return DTensor.from_local(
         local,
         parameter.device_mesh,
         parameter.placements,
         run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride() if block > 1 else parameter.stride(),
     )
 
 

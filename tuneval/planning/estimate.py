@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PretrainedConfig
 
+from tuneval.config.schema import OptimStateConfig
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.mesh import Layout
 from tuneval.parallel.micro_batches import needed
@@ -31,6 +32,7 @@ class Job:
     """Tokens of a sample on average."""
     micro_batch_tokens: int
     micro_batch_size: int | None = None
+    optim: OptimStateConfig = field(default_factory=OptimStateConfig)
 
     @property
     def samples_together(self) -> int:
@@ -134,7 +136,14 @@ def estimate(job: Job, layout: Layout, rehearsals: Rehearsals) -> Estimate:
 def rehearse_stages(job: Job, layout: Layout, rehearsals: Rehearsals, stages: Iterable[int]) -> list[Account]:
     """Accounts of the first process of some pipeline stages, in order."""
     some = _enough(job.micro_batches(layout), layout)
-    work = Work(dtype=job.dtype, recompute=job.recompute, lora=job.lora, segments=job.segments, micro_batches=some)
+    work = Work(
+        dtype=job.dtype,
+        recompute=job.recompute,
+        lora=job.lora,
+        segments=job.segments,
+        micro_batches=some,
+        optim=job.optim,
+    )
     ranks = [stage * layout.tensor * layout.data for stage in stages]
     return rehearsals.run([Part(hf_config=job.hf_config, layout=layout, rank=rank, work=work) for rank in ranks])
 

@@ -7,7 +7,7 @@ import multiprocessing
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
-from tuneval.config.schema import OptimConfig
+from tuneval.config.schema import OptimConfig, OptimStateConfig
 from tuneval.cores import usable_cores
 from tuneval.data.batches import MicroBatch
 from tuneval.model.build import empty_model
@@ -44,6 +44,7 @@ class Work:
     """Cumulative bounds of the samples of one micro-batch, 0 ... T tokens; every token is trained."""
     micro_batches: int
     """Of one data-parallel process."""
+    optim: OptimStateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +132,14 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     ledger = _FakeLedger(lambda name: axes.get(name, "all"))
     several = mesh.grid is not None
     with mode:
-        optimizer = make_optimizer(runner.named_parameters(), OptimConfig(), runner.gradients() if several else None)
+        optimizer = make_optimizer(
+            runner.named_parameters(), OptimConfig(**asdict(work.optim)), runner.gradients() if several else None
+        )
+        optimizer.expect(work.micro_batches)
     slots = optimizer.slots.values()
     ledger.hold((p for _, p in runner.named_parameters()), PARAMETERS)
     ledger.hold((t for s in slots for kind, t in s.tensors().items() if kind != "weight"), OPTIMIZER)
+    ledger.hold((s.sum for s in slots if s.sum is not None), GRADIENTS)
     for chunk in runner.chunks:
         for module in sharded_modules(chunk):
             module.register_forward_pre_hook(lambda module, _: _name_whole(module, ledger))
@@ -153,7 +158,7 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
         sent_after=dict(ledger.sent - in_passes),
         forward_flops=ledger.flops["forward"],
         backward_flops=ledger.flops["backward"],
-        trained=sum(s.exp_avg.numel() for s in slots),
+        trained=sum(s.elements for s in slots),
     )
     optimizer.close()
     return account

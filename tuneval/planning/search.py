@@ -138,10 +138,12 @@ def _state_bytes(job: Job, layout: Layout) -> int:
     config = job.hf_config
     of_stage = _layer_weights(config) * min(len(chunk) for chunk in layout.layers) / layout.tensor
     weight = job.dtype.itemsize
-    per_weight = weight if job.lora else weight + 4 + (10 if weight == 2 else 8)
+    gradient = 2 if weight == 2 and job.optim.sums_in_bf16 else 4
+    state = 2 if job.optim.optimizer == "adam8bit" else 10 if weight == 2 else 8
+    per_weight = weight if job.lora else weight + gradient + state
     shared = layout.data if layout.sharding == "full" else 1
     if layout.sharding == "optimizer":
-        return int(of_stage * (weight + (0 if job.lora else 4)))
+        return int(of_stage * (weight + (0 if job.lora else gradient)))
     return int(of_stage * per_weight / shared)
 
 

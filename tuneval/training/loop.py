@@ -167,6 +167,7 @@ def train(
     for batch in batches:
         started = time.perf_counter()
         lr, scale = schedule.lr_at(progress.scheduled_samples), scaler.scale
+        optimizer.expect(max(len(batch.micro_batches), batch.most_micro_batches))
         try:
             loss = runner.accumulate(batch, scale)
             if not math.isfinite(loss):

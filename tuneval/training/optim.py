@@ -1,17 +1,19 @@
-"""AdamW with fp32 state over weights of any type, gradients accumulated in fp32, Megatron's loss scaler."""
+"""AdamW with fp32 state over weights of any type, or with moments in 8 bits over bf16 ones; Megatron's loss scaler."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from tuneval.config.schema import OptimConfig, PrecisionConfig
-from tuneval.parallel.gradients import Gradient, Gradients
+from tuneval.parallel.gradients import Gradient, Gradients, l2_norm
 from tuneval.parallel.weights import spread_like
 from tuneval.runtime import has_fused_optimizer
+from tuneval.training.eight_bit import BLOCK, EightBit, has_blocks
 
 CHUNK = 1 << 20
 """Elements of a bf16 weight that are widened to fp32 at a time, 4 MiB: they stay in a CPU's cache from one pass to the next, and
@@ -33,8 +35,13 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 class AdamW:
     """AdamW with decoupled decay: fp32 master weights and moments, fp32 gradients summed over micro-batches.
 
-    A hook moves each gradient into its fp32 sum as soon as the backward pass has it, so that no second set of
-    gradients stands; the gradient of a step's only micro-batch stays as it is, half as large and just as exact. A bf16 weight and 16 more bits (`low`) together are its fp32 master: half of a copy's memory.
+    A hook adds each gradient to its fp32 sum as soon as the backward pass has it, so that no second set of gradients
+    stands. The sums are made once and kept: new ones each step would lie between the activations and scatter them. The
+    gradient of a step's only micro-batch stays as it is, half as large and just as exact. A bf16 weight and 16 more
+    bits (`low`) together are its fp32 master: half of a copy's memory.
+
+    With `--optimizer adam8bit` the bf16 matrices have no master: their moments take 8 bits, and their weights are
+    rounded at random, so that small updates count on average.
 
     Of a DTensor each process keeps and updates its own part alone.
 
@@ -51,7 +58,7 @@ class AdamW:
         gradients: Gradients | None = None,
     ) -> None:
         self.config, self.gradients = config, gradients
-        self.slots = {name: _Slot(name, p) for name, p in named_parameters}
+        self.slots = {name: _slot(name, p, config) for name, p in named_parameters}
         self.step_count = 0
         self._hooks = [p.register_post_accumulate_grad_hook(self.slots[n].take_gradient) for n, p in named_parameters]
 
@@ -60,8 +67,18 @@ class AdamW:
         for hook in self._hooks:
             hook.remove()
 
+    def expect(self, micro_batches: int) -> None:
+        """Make room for the sums where the coming step needs any; before its first forward pass.
+
+        Args:
+            micro_batches: of the step on this process, or on the one that has most.
+        """
+        if micro_batches > 1 and not (self.gradients is not None and self.gradients.come_summed):
+            for slot in self.slots.values():
+                slot.make_sum()
+
     def zero_grad(self) -> None:
-        """Forget the gradients: their memory serves the next activations, which make room for new ones in turn."""
+        """Forget the gradients."""
         for slot in self.slots.values():
             slot.gradient = None
 
@@ -75,8 +92,8 @@ class AdamW:
         if self.gradients is not None:
             return self.gradients.norm(slot.whole_gradient() for slot in self.slots.values()) / loss_scale
         gradients = [slot.gradient for slot in self.slots.values() if slot.gradient is not None]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-        return float(torch.linalg.vector_norm(torch.stack(norms).double())) / loss_scale if norms else 0.0
+        norms = [l2_norm(gradient) for gradient in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale if norms else 0.0
 
     @torch.no_grad()
     def step(self, lr: float, grad_norm: float, loss_scale: float = 1.0) -> None:
@@ -101,40 +118,76 @@ class AdamW:
         Those of a DTensor are DTensors, so that a checkpoint fits any other layout.
         """
         return {
-            f"{kind}.{name}": spread_like(slot.parameter, tensor)
+            f"{kind}.{name}": spread_like(slot.parameter, tensor, BLOCK if kind.endswith("scales") else 1)
             for name, slot in self.slots.items()
             for kind, tensor in slot.tensors().items()
         }
 
 
+def _slot(name: str, parameter: torch.nn.Parameter, config: OptimConfig) -> _Slot:
+    half = parameter.dtype == torch.bfloat16
+    lean = half and config.optimizer == "adam8bit" and has_blocks(_local(parameter))
+    return (_LeanSlot if lean else _Slot)(
+        name, parameter, torch.bfloat16 if half and config.sums_in_bf16 else torch.float32
+    )
+
+
 class _Slot:
     """One parameter: its gradient sum, its moments and its master bits."""
 
-    def __init__(self, name: str, parameter: torch.nn.Parameter) -> None:
-        value = _local(parameter)
-        self.name, self.parameter = name, parameter
+    def __init__(self, name: str, parameter: torch.nn.Parameter, sum_dtype: torch.dtype) -> None:
+        self.name, self.parameter, self.sum_dtype = name, parameter, sum_dtype
         self.decays = decays(name, parameter)
         self.gradient: torch.Tensor | None = None
+        """Of this step so far: `sum`, or what the backward pass gave where there is no sum."""
+        self.sum: torch.Tensor | None = None
         self.summed_over_tp = False
         # All state now: allocated between activations later, it would leave holes that nothing else fits.
+        self.make_state(_local(parameter))
+
+    def make_state(self, value: torch.Tensor) -> None:
         self.exp_avg = torch.zeros_like(value, dtype=torch.float32)
         self.exp_avg_sq = torch.zeros_like(value, dtype=torch.float32)
         self.low = torch.zeros_like(value, dtype=torch.int16) if value.dtype == torch.bfloat16 else None
         self.master = value.float() if value.dtype not in (torch.bfloat16, torch.float32) else None
 
+    @property
+    def elements(self) -> int:
+        """Of this process's part."""
+        return _local(self.parameter).numel()
+
     def take_gradient(self, parameter: torch.nn.Parameter) -> None:
-        """Move p.grad into the sum; the first of a step becomes it, in fp32 once a second one comes."""
+        """Add p.grad to the sum, or keep it where it is the only one."""
         gradient = parameter.grad
         if isinstance(gradient, DTensor):
             self.summed_over_tp = gradient.placements[-1].is_partial()
             gradient = gradient.to_local()
-            assert gradient.shape == self.exp_avg.shape, f"{self.name}: a gradient {gradient.shape}"
-        self.gradient = gradient if self.gradient is None else self.gradient.float().add_(gradient)
+            assert gradient.shape == _local(parameter).shape, f"{self.name}: a gradient {gradient.shape}"
+        if self.sum is None and self.gradient is None:
+            self.gradient = gradient
+        else:
+            self.gradient = self.add(gradient)
         parameter.grad = None
+
+    def add(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The sum with another gradient; a first one that was thought to be the only is in it then."""
+        self.make_sum()
+        if self.gradient is None:
+            return self.sum.copy_(gradient)
+        if self.gradient is not self.sum:
+            self.sum.copy_(self.gradient)
+        return self.sum.add_(gradient)
+
+    def make_sum(self) -> None:
+        """Make room for the sum of several gradients, once."""
+        if self.sum is None:
+            self.sum = torch.empty_like(_local(self.parameter), dtype=self.sum_dtype)
 
     def whole_gradient(self) -> Gradient:
         """The sum with what other processes must know of it; zeros where this one saw no sample."""
-        self.gradient = torch.zeros_like(self.exp_avg) if self.gradient is None else self.gradient.float()
+        if self.gradient is None:
+            self.gradient = torch.zeros_like(_local(self.parameter), dtype=self.sum_dtype)
+        self.gradient = self.gradient.to(self.sum_dtype)
         return Gradient(self.name, self.parameter, self.gradient, self.summed_over_tp)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -154,15 +207,15 @@ class _Slot:
             scratch = value.new_empty(min(CHUNK, value.numel()), dtype=torch.float32)
             for weight, low, gradient, *moments in zip(*(t.split(CHUNK) for t in flat), strict=True):
                 wide = join(weight, low, scratch[: len(weight)])
-                self._adamw(wide, gradient.float(), *moments, config, lr, step, factor)
+                self.adamw(wide, gradient.float(), *moments, config, lr, step, factor)
                 split(wide, weight, low)
         elif value.dtype == torch.float32:
-            self._adamw(value, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
+            self.adamw(value, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
         else:
-            self._adamw(self.master, self.gradient.float(), self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
+            self.adamw(self.master, self.gradient.float(), self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
             value.copy_(self.master)
 
-    def _adamw(self, weight, gradient, exp_avg, exp_avg_sq, config: OptimConfig, lr: float, step: int, factor: float):
+    def adamw(self, weight, gradient, exp_avg, exp_avg_sq, config: OptimConfig, lr: float, step: int, factor: float):
         """torch's own update, in one pass over memory where it has the kernel; `factor` multiplies the gradient."""
         fused = has_fused_optimizer(weight.device)
         if not fused:
@@ -184,6 +237,40 @@ class _Slot:
             eps=config.adam_eps,
             maximize=False,
         )
+
+
+class _LeanSlot(_Slot):
+    """One bf16 matrix that has no master: its moments in 8 bits, its rounding random."""
+
+    def make_state(self, value: torch.Tensor) -> None:
+        self.exp_avg, self.exp_avg_sq = EightBit.zeros_like(value, True), EightBit.zeros_like(value, False)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {
+            "weight": _local(self.parameter),
+            "exp_avg_codes": self.exp_avg.codes,
+            "exp_avg_scales": self.exp_avg.scales,
+            "exp_avg_sq_codes": self.exp_avg_sq.codes,
+            "exp_avg_sq_scales": self.exp_avg_sq.scales,
+        }
+
+    def update(self, config: OptimConfig, lr: float, step: int, factor: float) -> None:
+        value = _local(self.parameter)
+        noise = _noise(step, value.device)
+        flat = [t.view(-1).split(CHUNK) for t in (value, self.gradient)]
+        for weight, gradient, *moments in zip(*flat, self.exp_avg.split(CHUNK), self.exp_avg_sq.split(CHUNK)):
+            wide, (first, second) = weight.float(), (moment.read() for moment in moments)
+            self.adamw(wide, gradient.float(), first, second, config, lr, step, factor)
+            moments[0].write(first)
+            moments[1].write(second)
+            round_at_random(wide, weight, noise[: len(wide)])
+
+
+@lru_cache(maxsize=1)
+def _noise(step: int, device: torch.device) -> torch.Tensor:
+    """[CHUNK] int32 from 0 to 65535, the same on every process: copies of a weight must stay copies."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, 1 << 16, (CHUNK,), dtype=torch.int32, generator=generator).to(device)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -216,6 +303,17 @@ def split(wide: torch.Tensor, weight: torch.Tensor, low: torch.Tensor) -> None:
     upper = (bits + 0x8000).bitwise_right_shift_(16)
     weight.view(torch.int16).copy_(upper)
     low.copy_(bits.sub_(upper.bitwise_left_shift_(16)))
+
+
+def round_at_random(wide: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor) -> None:
+    """Write fp32 `wide` into bf16 `weight`, up or down with the probability that keeps its mean.
+
+    Args:
+        wide: [n] fp32, overwritten.
+        weight: [n] bf16.
+        noise: [n] int32, even from 0 to 65535.
+    """
+    weight.view(torch.int16).copy_(wide.view(torch.int32).add_(noise).bitwise_right_shift_(16))
 
 
 class LossScaler:
