@@ -146,6 +146,7 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
             max_steps=options.steps + 1,
             learning_rate=LEARNING_RATE[options.method],
             lr_scheduler_type="constant",
+            use_cpu=runtime.device().type == "cpu",
             bf16=mixed or (options.dtype == "bf16" and runtime.device().type != "cpu"),
             gradient_checkpointing=True,
             train_sampling_strategy="sequential",

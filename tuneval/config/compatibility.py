@@ -122,7 +122,7 @@ UNSUPPORTED: dict[str, str] = {
     "start-weight-decay": "--weight-decay stays what it is",
     "end-weight-decay": "--weight-decay stays what it is",
     "lu-lora": "LoRA is of peft's kind",
-    "o2-optimizer": "masters and moments are fp32",
+    "o2-optimizer": "masters and moments are fp32; --optimizer adam8bit keeps moments of 8 bits and no masters",
     "use-deter-comp": "set the device's own variables for determinism",
     "npu-deterministic": "set the device's own variables for determinism",
     "profile": "torch.profiler looks into any process",
