@@ -370,6 +370,12 @@ def test_flags_are_checked_together(model, data, tmp_path, capsys):
         assert text in error
 
 
+@pytest.mark.parametrize("flag", [("--optimizer", "adam8bit"), ("--main-grads-dtype", "bf16")])
+def test_what_saves_memory_beside_bf16_weights_is_refused_beside_others(flag, model, data, tmp_path, capsys):
+    error = refuse(capsys, *arguments(model, data, tmp_path / "run", "--fp32", *flag))
+    assert f"{' '.join(flag)} --fp32: saves memory beside bf16 weights only" in error
+
+
 def test_model_and_data_are_checked_together(model, data, tmp_path, capsys):
     error = refuse(
         capsys,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from tuneval.config.schema import ParallelConfig
+from tuneval.config.schema import OptimStateConfig, ParallelConfig
 from tuneval.errors import Problems
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.mesh import make_layout
@@ -146,6 +146,23 @@ def test_lora_keeps_state_for_its_adapters_alone(rehearsals):
     assert plan.stages[0].memory["optimizer"] == 8 * plan.stages[0].trained
     assert plan.stages[0].trained < full.stages[0].trained / 5
     assert plan.step_flops < full.step_flops
+
+
+def test_what_the_optimizers_keep_of_bf16_weights(rehearsals):
+    """Bytes a parameter, from matrices of whole blocks; norms are few."""
+    wide = tiny_config(hidden_size=128, intermediate_size=256, num_attention_heads=16, num_key_value_heads=8)
+    count = parameters(wide)
+    kept = {}
+    for name, optim in {
+        "fp32": OptimStateConfig(),
+        "bf16 sums": OptimStateConfig(main_grads_dtype="bf16"),
+        "8 bits": OptimStateConfig(optimizer="adam8bit"),
+    }.items():
+        (account,) = estimate(job(hf_config=wide, dtype=torch.bfloat16, optim=optim), layout(1), rehearsals).stages
+        kept[name] = (account.memory["optimizer"] / count, account.gradients / count)
+    assert kept["fp32"] == (10, 4)  # two moments and the master's lower half
+    assert kept["bf16 sums"] == (10, 2)
+    assert kept["8 bits"] == (pytest.approx(2 + 2 * 4 / 64, rel=0.05), 2)
 
 
 def test_memory_is_linear_in_layers(rehearsals):
