@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# It warns of kernels for 4-bit products, which nothing here uses, as soon as peft, wherever it is installed, imports it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -83,8 +86,6 @@ def prepare() -> None:
     # each that also lie between the activations: 1.4 GB after 500 steps. Making them anew takes 0.3 % of a step.
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "64")
-    # Of kernels for 4-bit products, which nothing here uses; peft imports it wherever it is installed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     _keep_freed_memory()
 
 

@@ -88,7 +88,7 @@ class Rehearsals:
 
     def __enter__(self) -> Rehearsals:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload(["tuneval.runtime", __name__])
         self._pool = context.Pool(min(usable_cores(), 8), maxtasksperchild=1)
         return self
 
