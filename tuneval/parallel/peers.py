@@ -79,12 +79,15 @@ class Peers:
         )
         self._leaving = threading.Event()
         self._line = _second_connection(self._store)
-        threading.Thread(target=self._watch, name="peers", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._watcher.start()
 
     def leave(self) -> None:
         """Part from the others after success. Process 0 stays until all have left where it keeps the store itself."""
         self._store.set(f"left/{self.rank}", "1")
         self._leaving.set()
+        # A daemon thread that waits for the store when Python ends is unwound through C++, which aborts the process.
+        self._watcher.join(_GRACE_SECONDS)
         if self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             self._store.wait([f"left/{r}" for r in range(self.world_size)], timedelta(minutes=WAITING_MINUTES))
         dist.destroy_process_group()
