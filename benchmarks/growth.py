@@ -34,7 +34,8 @@ from tuneval.data.indexed import SFT_COLUMNS, IndexedWriter, sft_prefix
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import OneProcess, Progress, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 SIZES = (1_000, 10_000, 100_000)

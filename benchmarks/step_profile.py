@@ -23,7 +23,8 @@ from tuneval.data.batches import SftDataset, global_batches
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import OneProcess, Progress, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_")

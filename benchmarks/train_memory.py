@@ -30,7 +30,8 @@ from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.model.weight_map import rows
 from tuneval.training.loop import OneProcess, Progress, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 STEPS, SAMPLES, SEED = 3, 32, 42

@@ -33,7 +33,8 @@ from tuneval.parallel.mesh import Layout, Mesh
 from tuneval.parallel.micro_batches import alike
 from tuneval.parallel.weights import whole_tensors
 from tuneval.training.loop import OneProcess, Progress, Step, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 STEPS, GLOBAL_BATCH = 20, 5

@@ -21,7 +21,8 @@ from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.parallel.apply import parallelize
 from tuneval.parallel.mesh import Mesh, make_layout
 from tuneval.training.loop import OneProcess, Progress, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 4, 128

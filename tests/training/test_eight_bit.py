@@ -63,7 +63,6 @@ def test_rounding_keeps_the_mean(value):
     round_at_random(torch.full((1 << 20,), value), weight, noise)
     assert len(weight.unique()) == 2
     assert weight.double().mean() == pytest.approx(value, rel=1e-5)
-    assert weight.bfloat16()[0] in weight.unique()
     assert torch.tensor(value).bfloat16().double() != pytest.approx(value, rel=1e-5), "the nearest is no such mean"
 
 

@@ -14,7 +14,8 @@ from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import NotFinite, OneProcess, Progress, evaluate, train
-from tuneval.training.optim import LossScaler, make_optimizer
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear", adam_eps=1e-6)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tuneval.config.schema import OptimConfig, PrecisionConfig
-from tuneval.training.optim import CHUNK, LossScaler, decays, join, make_optimizer, split
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import CHUNK, decays, join, make_optimizer, split
 
 
 class Toy(torch.nn.Module):

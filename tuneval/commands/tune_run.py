@@ -19,7 +19,7 @@ from tuneval.data.batches import GlobalBatch, Share, global_batches, make_global
 from tuneval.errors import UserError
 from tuneval.parallel.mesh import Mesh
 from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
-from tuneval.training.optim import LossScaler
+from tuneval.training.loss_scale import LossScaler
 
 
 class TuneRun:

@@ -15,7 +15,8 @@ from tuneval.errors import UserError
 from tuneval.model.decoder import Decoder
 from tuneval.model.loss import sequence_loss
 from tuneval.runtime import peak_memory_bytes
-from tuneval.training.optim import AdamW, LossScaler
+from tuneval.training.loss_scale import LossScaler
+from tuneval.training.optim import AdamW
 from tuneval.training.schedule import Schedule
 
 
