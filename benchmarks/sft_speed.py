@@ -1,16 +1,22 @@
 """LoRA and full tuning beside transformers' Trainer (with peft), on the same samples: useful tokens/s and peak memory.
 
     python benchmarks/sft_speed.py MODEL DATA_PREFIX [--method lora|full] [--dtype bf16|fp32] [--rounds 3] [--steps 3]
+        [--samples 16] [--micro-batch-tokens N] [--trainer-batch 4] [--engines NAME ...]
+        [--random-weights] [--seven-billion] [--device-tflops N]
 
 DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a new process:
 
-    tuneval         as `tuneval tune` runs without further flags
-    trainer         transformers.Trainer, batches of 4 padded to the longest, gradient checkpointing (its users' default)
-    trainer-packed  the same, each batch of 4 in one row (DataCollatorWithFlattening)
-    trainer-mixed   as trainer, with fp32 weights and bf16 autocast (--bf16): full tuning with the state that tuneval keeps
+    tuneval           as `tuneval tune` runs without further flags
+    tuneval-compiled  with --torch-compile
+    tuneval-no-flash  an accelerator's without flash attention: a call for each sample
+    trainer           transformers.Trainer, batches padded to the longest, gradient checkpointing (its users' default)
+    trainer-packed    the same, each batch in one row (DataCollatorWithFlattening)
+    trainer-mixed     as trainer, with fp32 weights and bf16 autocast (--bf16): full tuning with the state that tuneval keeps
 
-A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first step
-of each process is left out of the time. The limit is the time of the model's own matrix products, measured in this call.
+A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first two
+steps of each process are left out of the time. The limit is the time of the model's own matrix products, measured in this
+call. `--random-weights` needs the folder's config.json and tokenizer alone, `--seven-billion` takes the shape of Qwen2.5-7B
+instead: for speed, any weights will do.
 """
 
 from __future__ import annotations
@@ -18,12 +24,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from side_by_side import alternate, gemm_limit, medians, setting, write
+from side_by_side import alternate, config_of, flop_per_token, gemm_limit, medians, random_model, setting, write
 
 from tuneval import runtime
 from tuneval.checkpoints.load import load_model
@@ -37,6 +44,8 @@ from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 SAMPLES, SEQ_LENGTH, SEED = 16, 1024, 42
+WARM_UP = 2
+"""Steps that are not timed: kernels are made, caches filled."""
 LEARNING_RATE = {"lora": 1e-4, "full": 1e-5}
 PRODUCTS = {"lora": 2, "full": 3}
 
@@ -49,58 +58,83 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
-    parser.add_argument(
-        "--engines", nargs="+", choices=tuple(ENGINES), help="default: all; the mixed one in full tuning"
-    )
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of a step")
+    parser.add_argument("--micro-batch-tokens", type=int, default=BatchConfig.micro_batch_tokens)
+    parser.add_argument("--trainer-batch", type=int, default=4, help="samples of the trainer's micro-batch")
+    parser.add_argument("--main-grads-dtype", choices=("fp32", "bf16"), default=None)
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--seven-billion", action="store_true")
+    parser.add_argument("--device-tflops", type=float, default=None, help="the device's peak, for MFU")
+    parser.add_argument("--engines", nargs="+", choices=tuple(ENGINES), help="default: those of a CPU's tables")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--run", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
         print(json.dumps(ENGINES[options.run](options)))
         return
-    common = (__file__, options.model, options.data, "--method", options.method, "--dtype", options.dtype)
-    usual = [name for name in ENGINES if name != "trainer-mixed" or options.method == "full"]
-    commands = {name: (*common, "--steps", options.steps, "--run", name) for name in options.engines or usual}
+    usual = ["tuneval", "trainer", "trainer-packed", *(["trainer-mixed"] if options.method == "full" else [])]
+    given = sys.argv[1:]
+    commands = {name: (__file__, *given, "--run", name) for name in options.engines or usual}
     runs = alternate(commands, options.rounds)
     write(summary(options, runs), options.output)
 
 
 def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
     speed = medians(runs, "tokens_per_second")
-    limit = gemm_limit(options.model, runtime.DTYPES[options.dtype], PRODUCTS[options.method])
+    config, products = config_of(options.model, options.seven_billion), PRODUCTS[options.method]
+    tokens = min(options.micro_batch_tokens, max(r["tokens_a_step"] for rows in runs.values() for r in rows))
+    limit = gemm_limit(config, runtime.DTYPES[options.dtype], products, int(tokens))
+    flop = flop_per_token(config, products)
     ours = speed["tuneval"]["median"] if "tuneval" in speed else None
+    utilisation = {}
+    if options.device_tflops:
+        shares = {name: round(s["median"] * flop / options.device_tflops / 1e12, 3) for name, s in speed.items()}
+        utilisation = {f"MFU of {options.device_tflops:g} TFLOP/s": shares}
     return {
-        "work": f"{options.method} tuning, {options.dtype}, {options.steps} steps of {SAMPLES} samples",
+        "work": f"{options.method} tuning, {options.dtype}, {options.steps} steps of {options.samples} samples",
+        "command": " ".join(["sft_speed.py", *sys.argv[1:]]),
         "useful tokens/s": speed,
         "peak GiB": {name: round(max(r["peak_bytes"] for r in rows) / 2**30, 2) for name, rows in runs.items()},
         "tuneval's ratio to": {n: round(ours / s["median"], 2) for n, s in speed.items() if ours and n != "tuneval"},
         "limit by the model's matrix products, tokens/s": round(limit, 1),
         "share of the limit": {name: round(s["median"] / limit, 3) for name, s in speed.items()},
+        "TFLOP/s": {name: round(s["median"] * flop / 1e12, 3) for name, s in speed.items()},
+        **utilisation,
         "first loss": {name: rows[0]["first_loss"] for name, rows in runs.items()},
         **setting(),
     }
 
 
-def run_tuneval(options: argparse.Namespace) -> dict:
+def run_tuneval(options: argparse.Namespace, compile: bool = False, flash: bool = True) -> dict:
     runtime.prepare()  # its allocator's settings are tuneval's own: the trainer runs as it is
-    loaded = load_model(options.model, options.dtype)
+    torch.backends.cuda.enable_flash_sdp(flash)
+    if options.random_weights or options.seven_billion:
+        model = random_model(config_of(options.model, options.seven_billion), runtime.DTYPES[options.dtype])
+    else:
+        model = load_model(options.model, options.dtype).model
     if options.method == "lora":
-        add_lora(loaded.model, LoraSettings(r=8, alpha=16), SEED)
-    decoder = Decoder(loaded.model)
-    steps = options.steps + 1
-    optim = OptimConfig(lr=LEARNING_RATE[options.method], lr_decay_style="constant")
-    batch = BatchConfig(global_batch_size=SAMPLES, train_iters=steps)
+        add_lora(model, LoraSettings(r=8, alpha=16), SEED)
+    decoder = Decoder(model, compile=compile)
+    steps = options.steps + WARM_UP
+    optim = OptimConfig(
+        lr=LEARNING_RATE[options.method], lr_decay_style="constant", main_grads_dtype=options.main_grads_dtype
+    )
+    batch = BatchConfig(
+        global_batch_size=options.samples, train_iters=steps, micro_batch_tokens=options.micro_batch_tokens
+    )
     dataset = SftDataset(options.data)
-    batches = global_batches(dataset, order(dataset, steps), batch, SEQ_LENGTH)
+    batches = global_batches(dataset, order(options, dataset), batch, SEQ_LENGTH)
     optimizer = make_optimizer(decoder.named_parameters(), optim)
-    schedule = Schedule(optim, steps, SAMPLES)
+    schedule = Schedule(optim, steps, options.samples)
     scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
     done = list(train(OneProcess(decoder), batches, optimizer, schedule, scaler, Progress()))
-    timed = done[1:]
+    timed = done[WARM_UP:]
     return {
         "tokens_per_second": sum(s.tokens for s in timed) / sum(s.seconds for s in timed),
+        "tokens_a_step": statistics.mean(s.tokens for s in timed),
         "peak_bytes": runtime.peak_memory_bytes(),
         "first_loss": round(done[0].loss, 4),
+        "seconds": [round(s.seconds, 3) for s in done],
     }
 
 
@@ -108,9 +142,13 @@ def run_trainer(options: argparse.Namespace, packed: bool = False, mixed: bool =
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        options.model, dtype=runtime.DTYPES["fp32" if mixed else options.dtype]
-    )
+    dtype = runtime.DTYPES["fp32" if mixed else options.dtype]
+    if options.random_weights or options.seven_billion:
+        with runtime.device():
+            config = config_of(options.model, options.seven_billion)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
     if options.method == "lora":
         from peft import LoraConfig, get_peft_model
 
@@ -142,9 +180,9 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=SAMPLES // 4,
-            max_steps=options.steps + 1,
+            per_device_train_batch_size=options.trainer_batch,
+            gradient_accumulation_steps=options.samples // options.trainer_batch,
+            max_steps=options.steps + WARM_UP,
             learning_rate=LEARNING_RATE[options.method],
             lr_scheduler_type="constant",
             use_cpu=runtime.device().type == "cpu",
@@ -161,29 +199,32 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
         )
         trainer.train()
     lengths = [len(s["input_ids"]) for s in samples]
-    useful = sum(lengths[SAMPLES:])
+    useful, took = sum(lengths[WARM_UP * options.samples :]), [b - a for a, b in zip(starts, ends, strict=True)]
     return {
-        "tokens_per_second": useful / sum(b - a for a, b in zip(starts[1:], ends[1:], strict=True)),
+        "tokens_per_second": useful / sum(took[WARM_UP:]),
+        "tokens_a_step": useful / options.steps,
         "peak_bytes": runtime.peak_memory_bytes(),
         "first_loss": losses[0] if losses else None,
-        "seconds_a_step": round(statistics.median(b - a for a, b in zip(starts[1:], ends[1:], strict=True)), 2),
+        "seconds": [round(t, 3) for t in took],
     }
 
 
 def samples_of(options: argparse.Namespace) -> list[dict]:
     """The samples of every step, as lists; the same ones and in the same order as tuneval's."""
     dataset = SftDataset(options.data)
-    chosen = [truncate(dataset[int(i)], SEQ_LENGTH) for i in order(dataset, options.steps + 1)]
+    chosen = [truncate(dataset[int(i)], SEQ_LENGTH) for i in order(options, dataset)]
     return [{"input_ids": s.input_ids.tolist(), "labels": s.labels.tolist()} for s in chosen]
 
 
-def order(dataset: SftDataset, steps: int):
-    """[steps * SAMPLES] of samples with something to train."""
-    return sample_order(len(dataset), steps * SAMPLES, SEED, shuffle=True)
+def order(options: argparse.Namespace, dataset: SftDataset):
+    """Numbers of the samples of all steps."""
+    return sample_order(len(dataset), (options.steps + WARM_UP) * options.samples, SEED, shuffle=True)
 
 
 ENGINES = {
     "tuneval": run_tuneval,
+    "tuneval-compiled": lambda options: run_tuneval(options, compile=True),
+    "tuneval-no-flash": lambda options: run_tuneval(options, flash=False),
     "trainer": run_trainer,
     "trainer-packed": lambda options: run_trainer(options, packed=True),
     "trainer-mixed": lambda options: run_trainer(options, mixed=True),

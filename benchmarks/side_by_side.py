@@ -7,18 +7,50 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from tuneval import runtime
-from tuneval.model.build import empty_model
+from tuneval.model.build import build_model, empty_model
 
-TOKENS = 1024
-"""Rows of the products that the limit is measured with."""
+SHAPE_OF_7B = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+"""Qwen2.5-7B's."""
+
+
+def config_of(model: Path, seven_billion: bool) -> PretrainedConfig:
+    """Of a folder, or of the 7B shape."""
+    return Qwen2Config(**SHAPE_OF_7B) if seven_billion else AutoConfig.from_pretrained(model)
+
+
+def random_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Weights drawn at random on the device, another stretch of the same numbers for every tensor."""
+    device = runtime.device()
+    shapes = {name: tensor.shape for name, tensor in empty_model(config, dtype).state_dict().items()}
+    values = torch.randn((1 << 24) + 4099, generator=torch.Generator().manual_seed(1)).mul_(0.02).to(device, dtype)
+
+    def read(name: str) -> torch.Tensor:
+        if "norm" in name:
+            return torch.ones(shapes[name], dtype=dtype, device=device)
+        tensor = torch.empty(shapes[name].numel(), dtype=dtype, device=device)
+        for part in tensor.split(len(values)):
+            part.copy_(values[: len(part)])
+        return tensor.view(shapes[name])
+
+    return build_model(config, read, dtype, device)
 
 
 def alternate(engines: dict[str, Sequence[object]], rounds: int) -> dict[str, list[dict[str, Any]]]:
@@ -53,32 +85,39 @@ def medians(runs: dict[str, list[dict[str, Any]]], figure: str) -> dict[str, dic
     return {name: spread([run[figure] for run in results]) for name, results in runs.items()}
 
 
-def gemm_limit(folder: Path, dtype: torch.dtype, products: int) -> float:
+def gemm_limit(config: PretrainedConfig, dtype: torch.dtype, products: int, tokens: int = 1024) -> float:
     """Tokens a second if a step were nothing but the matrix products of the model's own linear layers.
 
     Args:
-        folder: Hugging Face model.
+        config: of the model.
         dtype: of the products.
         products: per weight and token: 1 forward, 2 with the gradient of the input (LoRA), 3 with the weight's (full).
+        tokens: of a micro-batch.
 
     Returns:
-        By the sum over all layers and the head of the median time of each shape, at 1024 tokens: 2, 4 or 6 operations per
-        parameter and token, the usual count. (Trained positions alone need the head, so a step may do with a little less.)
+        By the sum over all layers and the head of the median time of each shape: 2, 4 or 6 operations per parameter and
+        token, the usual count. (Trained positions alone need the head, so a step may do with a little less.)
     """
-    model = empty_model(AutoConfig.from_pretrained(folder), dtype)
-    shapes: dict[tuple[int, int], int] = {}
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            shapes[tuple(module.weight.shape)] = shapes.get(tuple(module.weight.shape), 0) + 1
     device = runtime.device()
-    total = sum(count * _seconds(shape, dtype, products, device) for shape, count in shapes.items())
-    return TOKENS / total
+    shapes = _linear_shapes(config)
+    return tokens / sum(count * _seconds(shape, dtype, products, device, tokens) for shape, count in shapes.items())
 
 
-def _seconds(shape: tuple[int, int], dtype: torch.dtype, products: int, device: torch.device) -> float:
+def flop_per_token(config: PretrainedConfig, products: int) -> int:
+    """Operations of those products for one token."""
+    return 2 * products * sum(out * inner * count for (out, inner), count in _linear_shapes(config).items())
+
+
+def _linear_shapes(config: PretrainedConfig) -> Counter[tuple[int, int]]:
+    """[out, in] of the linear layers and the head, and how many there are of each."""
+    modules = empty_model(config, torch.bfloat16).modules()
+    return Counter(tuple(m.weight.shape) for m in modules if isinstance(m, torch.nn.Linear))
+
+
+def _seconds(shape: tuple[int, int], dtype: torch.dtype, products: int, device: torch.device, tokens: int) -> float:
     out, inner = shape
-    weight, x = (torch.randn(rows, inner, device=device).to(dtype) for rows in (out, TOKENS))
-    y = torch.randn(TOKENS, out, device=device).to(dtype)
+    weight, x = (torch.randn(rows, inner, device=device).to(dtype) for rows in (out, tokens))
+    y = torch.randn(tokens, out, device=device).to(dtype)
     work: list[Callable[[], torch.Tensor]] = [lambda: x @ weight.T, lambda: y @ weight, lambda: y.T @ x][:products]
     times = []
     for _ in range(5):

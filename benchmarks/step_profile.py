@@ -12,14 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from sft_speed import LEARNING_RATE, SAMPLES, SEED, SEQ_LENGTH, order
-from side_by_side import setting, write
-from torch.profiler import ProfilerActivity, profile
+from sft_speed import LEARNING_RATE, SAMPLES, SEED, SEQ_LENGTH
+from side_by_side import config_of, random_model, setting, write
+from torch.profiler import profile
 
 from tuneval import runtime
 from tuneval.checkpoints.load import load_model
 from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
-from tuneval.data.batches import SftDataset, global_batches
+from tuneval.data.batches import SftDataset, global_batches, sample_order
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
 from tuneval.training.loop import OneProcess, Progress, train
@@ -36,24 +36,38 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--method", choices=tuple(LEARNING_RATE), default="lora")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of the step")
+    parser.add_argument("--micro-batch-tokens", type=int, default=BatchConfig.micro_batch_tokens)
+    parser.add_argument("--random-weights", action="store_true", help="MODEL needs its config.json alone")
+    parser.add_argument("--compiled", action="store_true", help="with --torch-compile")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     runtime.prepare()
-    model = load_model(options.model, options.dtype).model
+    if options.random_weights:
+        model = random_model(config_of(options.model, False), runtime.DTYPES[options.dtype])
+    else:
+        model = load_model(options.model, options.dtype).model
     shapes = {tuple(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)}
     if options.method == "lora":
         add_lora(model, LoraSettings(r=8, alpha=16), SEED)
-    steps = step_by_step(options, Decoder(model))
+    steps = step_by_step(options, Decoder(model, compile=options.compiled))
     next(steps)
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+    on_cpu = runtime.device().type == "cpu"
+    with profile(record_shapes=True) as recorded:  # of the CPU, and of an accelerator where there is one
         step = next(steps)
     spent: Counter[str] = Counter()
+    kernels: Counter[str] = Counter()
     for event in recorded.key_averages(group_by_input_shape=True):
-        spent[group(event.key, event.input_shapes, shapes, model.config)] += event.self_cpu_time_total
+        microseconds = event.self_cpu_time_total if on_cpu else event.self_device_time_total
+        spent[group(event.key, event.input_shapes, shapes, model.config)] += microseconds
+        kernels[event.key] += microseconds
     total = sum(spent.values())
     report = {
         "work": f"{options.method} tuning, {options.dtype}, one step of {step.tokens} tokens, {step.trained_tokens} trained",
         "share": {name: round(value / total, 3) for name, value in spent.most_common()},
+        "largest": {name: round(value / total, 3) for name, value in kernels.most_common(20)},
+        "seconds of the step": round(step.seconds, 3),
+        **({} if on_cpu else {"seconds the device was busy": round(total / 1e6, 3)}),
         **setting(),
     }
     write(report, options.output)
@@ -62,11 +76,12 @@ def main() -> None:
 def step_by_step(options: argparse.Namespace, decoder: Decoder):
     optim = OptimConfig(lr=LEARNING_RATE[options.method], lr_decay_style="constant")
     dataset = SftDataset(options.data)
-    batch = BatchConfig(global_batch_size=SAMPLES, train_iters=2)
-    batches = global_batches(dataset, order(dataset, 2), batch, SEQ_LENGTH)
+    batch = BatchConfig(global_batch_size=options.samples, train_iters=2, micro_batch_tokens=options.micro_batch_tokens)
+    order = sample_order(len(dataset), 2 * options.samples, SEED, shuffle=True)
+    batches = global_batches(dataset, order, batch, SEQ_LENGTH)
     optimizer = make_optimizer(decoder.named_parameters(), optim)
     scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
-    return train(OneProcess(decoder), batches, optimizer, Schedule(optim, 2, SAMPLES), scaler, Progress())
+    return train(OneProcess(decoder), batches, optimizer, Schedule(optim, 2, options.samples), scaler, Progress())
 
 
 def group(kernel: str, inputs: list[list[int]], weights: set[tuple[int, ...]], config) -> str:

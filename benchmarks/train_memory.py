@@ -18,33 +18,20 @@ from pathlib import Path
 
 import torch
 from convert_memory import rss_anon
-from side_by_side import alternate, setting, write
-from transformers import Qwen2Config
+from side_by_side import alternate, config_of, random_model, setting, write
 
 from tuneval import runtime
 from tuneval.checkpoints.load import load_model
 from tuneval.config.schema import BatchConfig, OptimConfig, PrecisionConfig
 from tuneval.data.batches import SftDataset, global_batches, sample_order
-from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.model.weight_map import rows
 from tuneval.training.loop import OneProcess, Progress, train
 from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 STEPS, SAMPLES, SEED = 3, 32, 42
-SHAPE_OF_7B = {
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
 
 
 def main() -> None:
@@ -73,7 +60,10 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> dict:
     lora, large = options.run.startswith("lora"), options.run == "lora 7B"
-    model = seven_billion() if large else load_model(options.model, "bf16").model
+    if large:
+        model = random_model(config_of(options.model, True), torch.bfloat16)
+    else:
+        model = load_model(options.model, "bf16").model
     if lora:
         add_lora(model, LoraSettings(r=8, alpha=16), SEED)
     settings = dict(WORK[options.run])
@@ -99,23 +89,6 @@ def run(options: argparse.Namespace) -> dict:
         "seconds a step": round(sum(s.seconds for s in steps[1:]) / len(steps[1:]), 1),
         "losses": [round(s.loss, 4) for s in steps],
     }
-
-
-def seven_billion() -> torch.nn.Module:
-    """Random weights of that shape, another stretch of the same numbers for every tensor."""
-    config = Qwen2Config(**SHAPE_OF_7B)
-    shapes = {name: shape for row in rows(config) for name, shape in zip(row.hf_names, row.hf_shapes)}
-    values = (torch.randn((1 << 24) + 4099, generator=torch.Generator().manual_seed(1)) * 0.02).bfloat16()
-
-    def read(name: str) -> torch.Tensor:
-        if "norm" in name:
-            return torch.ones(shapes[name], dtype=torch.bfloat16)
-        tensor = torch.empty(torch.Size(shapes[name]).numel(), dtype=torch.bfloat16)
-        for part in tensor.split(len(values)):
-            part.copy_(values[: len(part)])
-        return tensor.view(shapes[name])
-
-    return build_model(config, read, torch.bfloat16, runtime.device())
 
 
 class Anonymous:

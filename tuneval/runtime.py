@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import logging
 import os
 import platform
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import lru_cache, partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -130,6 +134,39 @@ def has_fused_optimizer(device: torch.device) -> bool:
     from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
     return device.type in _get_fused_kernels_supported_devices()
+
+
+def varlen_attention(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """torch's flash attention over samples of any lengths in one row, in bf16 or fp16; None where there is none.
+
+    It needs torch 2.11 and an Ampere GPU or newer. `torch.backends.cuda.enable_flash_sdp(False)` switches it off.
+    """
+    if device.type != "cuda" or not torch.backends.cuda.flash_sdp_enabled():
+        return None
+    return _varlen_attention(device)
+
+
+@lru_cache(maxsize=8)
+def _varlen_attention(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    if torch.cuda.get_device_capability(device) < (8, 0) or not torch.backends.cuda.is_flash_attention_available():
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    if "window_size" not in takes:  # torch 2.10: neither windows nor a scale
+        return None
+    return partial(varlen_attn, enable_gqa=True) if "enable_gqa" in takes else varlen_attn
+
+
+def missing_compiler() -> str | None:
+    """What torch.compile lacks on this device: a C++ compiler for a CPU, triton elsewhere; None: nothing."""
+    if device().type == "cpu":
+        named = os.environ.get("CXX")
+        found = shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
+        return None if found else "a C++ compiler (g++ or clang++)"
+    return None if find_spec("triton") else "triton"
 
 
 def fp32_advantage(dtype: torch.dtype) -> float:

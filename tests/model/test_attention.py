@@ -10,8 +10,9 @@ from conftest import HEAD_DIM, HEADS, KV_HEADS
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from tuneval import runtime
 from tuneval.model import attention
-from tuneval.model.attention import segment_attention
+from tuneval.model.attention import Segments, segment_attention
 
 SEGMENTS = (0, 5, 6, 15, 23)
 
@@ -46,7 +47,7 @@ def by_definition(q, k, v, segments, prefix_length=0, window=None) -> torch.Tens
 def check(q, k, v, segments, expected_segments=None, **settings) -> None:
     window, prefix_length = settings.get("window"), settings.get("prefix_length", 0)
     actual, weights = segment_attention(
-        Layer(), q, k, v, None, sliding_window=window, segments=segments, prefix_length=prefix_length
+        Layer(), q, k, v, None, sliding_window=window, segments=Segments(segments, prefix_length)
     )
     expected = by_definition(q, k, v, expected_segments or segments, **settings)
     assert weights is None and actual.shape == (1, q.shape[2], HEADS, HEAD_DIM)
@@ -92,7 +93,7 @@ def test_plain_products_are_as_near_as_the_fused_kernel_in_bf16(monkeypatch):
     distances = {}
     for short in (0, 200):
         monkeypatch.setattr(attention, "SHORT", short)
-        found = all_of(lambda *i: segment_attention(Layer(), *i, None, segments=(0, 200))[0], torch.bfloat16)
+        found = all_of(lambda *i: segment_attention(Layer(), *i, None, segments=Segments((0, 200)))[0], torch.bfloat16)
         distances[short] = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact)]
     assert distances[0] != distances[200]  # two ways, indeed
     assert all(plain < 1.5 * fused < 0.02 for plain, fused in zip(distances[200], distances[0])), distances
@@ -129,4 +130,49 @@ def test_what_it_does_not_compute_is_refused():
     from conftest import tiny_config
 
     with pytest.raises(ValueError, match="LlamaAttention uses capped attention scores"):
-        segment_attention(LlamaAttention(tiny_config("llama"), 0), *heads(), None, segments=(0, 23), softcap=30.0)
+        segment_attention(
+            LlamaAttention(tiny_config("llama"), 0), *heads(), None, segments=Segments((0, 23)), softcap=30.0
+        )
+
+
+def by_documentation(q, k, v, queries, keys, max_q, max_k, scale=None, window_size=(-1, -1), enable_gqa=False):
+    """What torch says of `varlen_attn`: a segment's last query stands beside its last key; `window_size` (left, right)."""
+    outputs = []
+    for (a, b), (c, d) in zip(itertools.pairwise(queries.tolist()), itertools.pairwise(keys.tolist())):
+        assert b - a <= max_q and d - c <= max_k and queries.dtype == keys.dtype == torch.int32
+        own_k, own_v = (x[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))  # [keys, Hq, D]
+        at = torch.arange(b - a)[:, None] + (d - c) - (b - a)
+        behind = at - torch.arange(d - c)[None]
+        left, right = window_size
+        allowed = (behind >= -right) & ((behind <= left) | (left < 0))
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], own_k) * (HEAD_DIM**-0.5 if scale is None else scale)
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~allowed, -torch.inf).softmax(-1), own_v))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("prefix_length", [0, 5])
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_all_segments_at_once(monkeypatch, window, prefix_length):
+    monkeypatch.setattr(attention, "varlen_attention", lambda device: by_documentation)
+    monkeypatch.setattr(attention, "_is_flash", lambda q, dropout: True)
+    check(*heads(), SEGMENTS, window=window, prefix_length=prefix_length)
+    if window != 1:  # each token sees itself alone, wherever its segment begins
+        with pytest.raises(AssertionError):
+            check(*heads(), SEGMENTS, expected_segments=(0, 5, 7, 15, 23), window=window, prefix_length=prefix_length)
+
+
+@pytest.mark.skipif(runtime.varlen_attention(runtime.device()) is None, reason="no flash attention on this device")
+@pytest.mark.parametrize("prefix_length", [0, 5])
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+def test_flash_attention_is_the_same(window, prefix_length):
+    device = runtime.device()
+    halves = [x.detach().to(device, torch.bfloat16).requires_grad_() for x in heads()]
+    wide = [x.detach().float().cpu().requires_grad_() for x in halves]
+    bounds = Segments(SEGMENTS, prefix_length)
+    actual, _ = segment_attention(Layer(), *halves, None, sliding_window=window, segments=bounds)
+    expected = by_definition(*wide, SEGMENTS, prefix_length, window)
+    torch.testing.assert_close(actual.float().cpu(), expected, rtol=0.02, atol=0.02)
+    direction = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+    found = torch.autograd.grad(actual, halves, direction.to(device, torch.bfloat16))
+    for a, b in zip(found, torch.autograd.grad(expected, wide, direction)):
+        torch.testing.assert_close(a.float().cpu(), b, rtol=0.03, atol=0.03)

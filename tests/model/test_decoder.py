@@ -229,3 +229,29 @@ def test_an_architecture_with_hidden_constants_is_refused():
 def test_other_attention_is_refused():
     with pytest.raises(UserError, match="attention is sdpa: build the model with build_model"):
         Decoder(tiny_model())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_compiled_layers_give_the_same_gradients_and_are_compiled_once(lora):
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    decoders = [built(tiny_model(), compile=compile).train() for compile in (False, True)]
+    if lora:
+        models = [tiny_model(), tiny_model()]
+        models = [build_model(m.config, m.state_dict().__getitem__, torch.float32) for m in models]
+        for model in models:
+            add_lora(model, LoraSettings(r=3, alpha=6), seed=1)
+        decoders = [Decoder(model, compile=compile).train() for model, compile in zip(models, (False, True))]
+    graphs = []
+    for bounds in ((0, 5, 9, 20), (0, 3, 21), (0, 4, 5, 8, 19, 22), (0, 2, 4, 6, 8, 10, 24), (0, 11, 23)):
+        found = []
+        for decoder in decoders:
+            decoder(IDS[:, : bounds[-1]], restarting(bounds), bounds).square().sum().backward()
+            found.append({n: p.grad for n, p in decoder.named_parameters() if p.grad is not None})
+            decoder.zero_grad()
+        assert found[0].keys() == found[1].keys() and found[0]
+        for name, grad in found[0].items():
+            torch.testing.assert_close(found[1][name], grad, rtol=1e-4, atol=1e-6 * float(grad.abs().max() + 100))
+        graphs.append(counted["unique_graphs"])
+    assert graphs[0] > 0 and graphs[-1] == graphs[1]

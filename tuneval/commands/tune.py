@@ -27,7 +27,7 @@ FREE_TO_CHANGE = _LAYOUT | set(
     "log_throughput eval_interval eval_iters tensorboard_dir tensorboard_log_interval tensorboard_queue_size "
     "log_timers_to_tensorboard log_batch_size_to_tensorboard log_validation_ppl_to_tensorboard log_memory_to_tensorboard "
     "log_world_size_to_tensorboard no_log_learning_rate_to_tensorboard no_log_loss_scale_to_tensorboard "
-    "no_save_optim lora_ckpt_filter micro_batch_tokens recompute_granularity train_iters data_path "
+    "no_save_optim lora_ckpt_filter micro_batch_tokens recompute_granularity torch_compile train_iters data_path "
     "tokenizer_name_or_path".split()
 )
 """Settings that a continued run may change. Weights and data are held against their hashes instead of their paths;

@@ -14,7 +14,7 @@ from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
 from tuneval.commands.tune_adapter import open_earlier
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
-from tuneval.config.schema import TuneConfig
+from tuneval.config.schema import PrecisionConfig, TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
 from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
@@ -88,6 +88,8 @@ def make_plan(parsed: Parsed) -> Plan:
     _check_model(config, source, problems)
     size = config.batch.global_batch_size
     layout = make_layout(config.parallel, source.config, runtime.world_size(), problems, size)
+    if config.precision.torch_compile:
+        _check_compile(config.precision, layout, problems)
     if config.lora.enabled:
         targets = problems.attempt(lambda: hf_targets(config.lora.lora_target_modules, source.config))
         config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))
@@ -121,6 +123,22 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
         config.optim.min_lr <= config.optim.lr,
         f"--min-lr {config.optim.min_lr}: must be at most --lr {config.optim.lr}",
     )
+
+
+def _check_compile(precision: PrecisionConfig, layout: Layout | None, problems: Problems) -> None:
+    missing = runtime.missing_compiler()
+    problems.check(missing is None, f"--torch-compile: needs {missing}. Install it, or leave the flag out")
+    problems.check(
+        precision.recompute_granularity != "selective",
+        "--torch-compile --recompute-granularity selective: compiled layers choose what to keep; leave one of the two out, "
+        "or give --recompute-granularity full",
+    )
+    if layout is not None:
+        problems.check(
+            layout.tensor == 1 and layout.sharding == "none",
+            f"--torch-compile: compiles layers that a process holds whole, and {layout} cuts them. Leave it out, or give "
+            "--tensor-model-parallel-size 1 and no --data-parallel-sharding",
+        )
 
 
 def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tokenizer: Any, problems: Problems) -> Any:

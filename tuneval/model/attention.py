@@ -5,6 +5,7 @@ Shapes: T tokens of one packed row, Hq query heads, Hkv key/value heads, D head 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tuneval.errors import UserError
+from tuneval.runtime import varlen_attention
 
 NAME = "tuneval"
 """What `attn_implementation` and `config._attn_implementation` say to choose this attention."""
@@ -27,6 +29,39 @@ there; a segment's probabilities, kept for the backward pass, are at most a fift
 _NOT_COMPUTED = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
 
 
+class Segments:
+    """Where the samples of a packed row begin and end.
+
+    One object that goes through all layers: what depends on the bounds is made once, and torch.compile, which looks into
+    tuples and compiles anew when their length changes, passes it on as it is.
+
+    Args:
+        bounds: cumulative, from 0 to T.
+        prefix_length: where above 0, the first segment ([0, prefix_length)) is seen by every later one too.
+    """
+
+    def __init__(self, bounds: tuple[int, ...], prefix_length: int = 0) -> None:
+        assert prefix_length in (0, bounds[1]), "the shared prefix is the first segment"
+        self.prefix_length = prefix_length
+        self.lengths = [end - start for start, end in pairwise(bounds)]
+        self._on_device: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None
+
+    def on_device(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Cumulative numbers of queries and of keys, [segments + 1] int32 each, and with a prefix which row each key is."""
+        if self._on_device is None:
+            own = torch.tensor(self.lengths)
+            keys = own + self.prefix_length
+            keys[0] = own[0]
+            bounds = [torch.cat((own.new_zeros(1), n.cumsum(0))).to(device, torch.int32) for n in (own, keys)]
+            rows = None
+            if self.prefix_length:
+                prefix, *others = torch.arange(int(own.sum())).split(self.lengths)
+                rows = torch.cat([prefix, *(part for other in others for part in (prefix, other))]).to(device)
+            self._on_device = bounds[0], bounds[1], rows
+        return self._on_device
+
+
+@torch.compiler.disable  # lengths are Python numbers, other ones every time
 def segment_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -36,8 +71,7 @@ def segment_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    segments: tuple[int, ...] | None = None,
-    prefix_length: int = 0,
+    segments: Segments | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each segment, with a prefix shared by all segments where one is given.
@@ -51,8 +85,7 @@ def segment_attention(
         dropout: probability, 0 outside training.
         scaling: factor of the scores; None: 1 / sqrt(D).
         sliding_window: a token sees this many tokens, itself included; None: all.
-        segments: cumulative bounds of the samples, from 0 to T. None: plain sdpa, key/value cache and padding included.
-        prefix_length: where above 0, the first segment ([0, prefix_length)) is seen by every later one too.
+        segments: the samples of the row. None: plain sdpa, key/value cache and padding included.
 
     Returns:
         [1, T, Hq, D], and None for the attention weights, which never exist.
@@ -65,16 +98,44 @@ def segment_attention(
             raise UserError(f'{type(module).__name__} uses {what}, which attention "{NAME}" does not compute')
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    lengths = [end - start for start, end in pairwise(segments)]
+    varlen = varlen_attention(query.device)
+    if varlen is not None and _is_flash(query, dropout):
+        return _attend_at_once(varlen, query, key, value, segments, sliding_window, scaling), None
+    lengths = segments.lengths
     # `split`, not slices: its backward is one concatenation, where every slice's would fill T zeros.
     pieces = list(zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)))
     longest, outputs = max(lengths), []
     for index, (q, k, v) in enumerate(pieces):
-        seen = prefix_length if index else 0
+        seen = segments.prefix_length if index else 0
         if seen:
             k, v = torch.cat((pieces[0][1], k), 2), torch.cat((pieces[0][2], v), 2)  # [1, Hkv, seen + t, D]
         outputs.append(_attend(q, k, v, seen, longest, sliding_window, dropout, scaling))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _is_flash(q: torch.Tensor, dropout: float) -> bool:
+    """Whether flash attention has a kernel for it."""
+    return dropout == 0 and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def _attend_at_once(
+    varlen: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    window: int | None,
+    scaling: float | None,
+) -> torch.Tensor:
+    """All segments in one kernel -> [1, T, Hq, D]. It aligns a segment's last query with its last key, prefix or not."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
+    queries, keys, rows = segments.on_device(q.device)
+    if rows is not None:
+        k, v = k.index_select(0, rows), v.index_select(0, rows)
+    longest = max(segments.lengths)
+    reach = (-1 if window is None else window - 1, 0)
+    most_keys = segments.prefix_length + longest
+    return varlen(q, k, v, queries, keys, longest, most_keys, scale=scaling, window_size=reach)[None]
 
 
 def _attend(

@@ -26,12 +26,15 @@ class Decoder(torch.nn.Module):
         model: a causal language model made by `build_model` (adapters included, if any), or what `cut_stage` left of it.
         recompute: what the backward pass computes again instead of keeping: "full" whole layers, "selective" the
             attention blocks, None nothing.
+        compile: whether torch.compile fuses what lies between the matrix products of each layer.
 
     Raises:
         UserError: the architecture does more than embed, run layers, normalise and project.
     """
 
-    def __init__(self, model: PreTrainedModel, recompute: Literal["full", "selective"] | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, recompute: Literal["full", "selective"] | None = None, compile: bool = False
+    ) -> None:
         super().__init__()
         _check_structure(model)
         self.config = model.config
@@ -45,6 +48,9 @@ class Decoder(torch.nn.Module):
         if recompute == "selective":
             for layer in self.layers():
                 layer.self_attn.forward = partial(checkpoint, layer.self_attn.forward, use_reentrant=False)
+        if compile:
+            for layer in self.layers():  # alike as they are, they share one compiled function
+                layer.compile(dynamic=True)
 
     @property
     def is_first(self) -> bool:
@@ -86,7 +92,6 @@ class Decoder(torch.nn.Module):
         """
         segments = segments or (0, position_ids.shape[1])
         assert segments[0] == 0 and segments[-1] == position_ids.shape[1], "segments must cover the row"
-        assert prefix_length in (0, segments[1]), "the shared prefix is the first segment"
         base = self.model
         hidden = base.embed_tokens(inputs) if self.is_first else inputs
         rotary = base.rotary_emb(hidden, position_ids)
@@ -94,8 +99,7 @@ class Decoder(torch.nn.Module):
             "attention_mask": None,
             "position_ids": position_ids,
             "position_embeddings": rotary,
-            "segments": segments,
-            "prefix_length": prefix_length,
+            "segments": attention.Segments(segments, prefix_length),
         }
         for layer in self.layers():
             if self.recompute == "full" and torch.is_grad_enabled():

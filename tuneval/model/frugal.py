@@ -41,6 +41,8 @@ class FrugalRMSNorm(torch.nn.Module):
     """weight * x / sqrt(mean(x^2) + eps), the division in fp32; keeps x."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():  # torch.compile decides itself what to keep
+            return _rms_norm(hidden_states, self.weight, self.variance_epsilon)
         return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
     @classmethod
@@ -59,6 +61,8 @@ class FrugalMLP(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.compiler.is_compiling():
+            return self.down_proj(silu(gate) * up)
         product = _GatedSilu.apply(gate, up)
         if self.keeps_product or not torch.is_grad_enabled():
             return self.down_proj(product)
@@ -98,6 +102,11 @@ def _gives_the_same(theirs: torch.nn.Module, ours: type, **small: dict[str, obje
     own.__class__ = ours
     x = torch.randn(32, 64, dtype=torch.bfloat16)
     return torch.equal(own(x), theirs(x))
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 27
 """Memory of one chunk's log probabilities, were they all there in fp32."""
+ACCELERATOR_CHUNK_BYTES = 1 << 29
+"""The same on an accelerator, whose products want more rows to be fast."""
 BLOCK_BYTES = 1 << 22
 """fp32 log probabilities that a CPU computes at a time: within its cache, five passes cost less than one through memory."""
 
@@ -122,7 +124,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, weights, words, wants_hidden, wants_weight):
         widest = len(weight) if words is None else words.share  # every process makes the same chunks
         # A second chunk's gradient of the weight [W, H] is added in fp32: its memory may as well be so many more rows of logits.
-        rows = max(CHUNK_BYTES // (4 * widest), 4 * hidden.shape[1] // weight.itemsize if wants_weight else 1)
+        room = CHUNK_BYTES if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+        rows = max(room // (4 * widest), 4 * hidden.shape[1] // weight.itemsize if wants_weight else 1)
         chunk = max(1, min(len(hidden), rows))
         # Weights such as 1/50000 underflow in fp16: they enter its products as shares of the largest.
         largest = torch.cat((weights.abs(), weights.new_full((1,), torch.finfo(torch.float32).tiny))).max()
@@ -172,7 +175,8 @@ def _softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) ->
         log_p, log_p_target = words.log_softmax(logits, target)
         return logits.copy_(log_p.exp_()), log_p_target
     log_p_target = torch.empty(target.shape, dtype=torch.float32, device=logits.device)
-    block = max(1, (BLOCK_BYTES if logits.device.type == "cpu" else CHUNK_BYTES) // (4 * logits.shape[1]))
+    room = BLOCK_BYTES if logits.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+    block = max(1, room // (4 * logits.shape[1]))
     for part, at, kept in zip(logits.split(block), target.split(block), log_p_target.split(block)):
         log_p = torch.log_softmax(part, -1, dtype=torch.float32)
         kept.copy_(log_p.gather(1, at))

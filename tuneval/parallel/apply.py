@@ -35,6 +35,7 @@ def parallelize(
     seed: int = 0,
     adapter: Adapter | None = None,
     recompute: Literal["full", "selective"] | None = None,
+    compile: bool = False,
 ) -> ParallelRunner:
     """Make this process's part of a model, and read its weights: no process ever holds more.
 
@@ -48,6 +49,7 @@ def parallelize(
         seed: of the adapters' first values.
         adapter: one trained before, whose values they start from instead.
         recompute: as in `Decoder`.
+        compile: as in `Decoder`; of layers that no mesh cuts.
 
     Raises:
         UserError: the architecture can't be spread so, or the checkpoint does not fit it.
@@ -61,7 +63,7 @@ def parallelize(
             inject_lora(model, lora)
         if layout.tensor > 1:
             tensor_parallel(model, mesh.tp, layout.sequence_parallel)
-        decoder = Decoder(model, recompute)
+        decoder = Decoder(model, recompute, compile)
         if layout.sharding != "none":
             shard(decoder, mesh.dp, full=layout.sharding == "full")
         fill(

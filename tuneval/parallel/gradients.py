@@ -61,7 +61,7 @@ class Gradients:
 
     def norm(self, gradients: Iterable[Gradient]) -> float:
         """Global L2 norm, the same number on every process."""
-        squares = [l2_norm(g.value) ** 2 for g in gradients if self._counts(g)]
+        squares = [norm**2 for norm in l2_norms([g.value for g in gradients if self._counts(g)])]
         device = self.mesh.grid.device_type
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
         dist.all_reduce(total)
@@ -77,8 +77,15 @@ class Gradients:
         return not (layout.tensor > 1 and mesh.tp_rank > 0 and _is_whole_on_tp(gradient.parameter))
 
 
-def l2_norm(tensor: torch.Tensor) -> torch.Tensor:
-    """Of a contiguous tensor, fp64 from sums in fp32. Of a bf16 one torch would widen all at once: half a gigabyte for a vocabulary."""
+def l2_norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Of contiguous tensors, fp64 from sums in fp32."""
+    if tensors and tensors[0].device.type != "cpu":  # all in a few kernels, which widen as they read
+        return [norm.double() for norm in torch._foreach_norm(tensors, dtype=torch.float32)]
+    return [_l2_norm(tensor) for tensor in tensors]
+
+
+def _l2_norm(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU would widen a bf16 tensor all at once: half a gigabyte for a vocabulary."""
     if tensor.dtype == torch.float32:
         return torch.linalg.vector_norm(tensor).double()
     wide = tensor.new_empty(min(PIECE, tensor.numel()), dtype=torch.float32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -10,14 +11,16 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from tuneval.config.schema import OptimConfig
-from tuneval.parallel.gradients import Gradient, Gradients, l2_norm
+from tuneval.parallel.gradients import Gradient, Gradients, l2_norms
 from tuneval.parallel.weights import spread_like
 from tuneval.runtime import has_fused_optimizer
 from tuneval.training.eight_bit import BLOCK, EightBit, has_blocks
 
 CHUNK = 1 << 20
-"""Elements of a bf16 weight that are widened to fp32 at a time, 4 MiB: they stay in a CPU's cache from one pass to the next, and
-threads do not meet too often."""
+"""Elements that a CPU widens to fp32 at a time, 4 MiB: they stay in its cache from one pass to the next, and threads do not meet
+too often."""
+ACCELERATOR_CHUNK = 1 << 26
+"""The same on an accelerator, 256 MiB: there each of a chunk's dozen kernels costs microseconds to start, however small."""
 
 
 def make_optimizer(
@@ -91,8 +94,7 @@ class AdamW:
         """Global L2 norm of the summed gradients, each parameter once. Not finite after an overflow."""
         if self.gradients is not None:
             return self.gradients.norm(slot.whole_gradient() for slot in self.slots.values()) / loss_scale
-        gradients = [slot.gradient for slot in self.slots.values() if slot.gradient is not None]
-        norms = [l2_norm(gradient) for gradient in gradients]
+        norms = l2_norms([slot.gradient for slot in self.slots.values() if slot.gradient is not None])
         return float(torch.linalg.vector_norm(torch.stack(norms))) / loss_scale if norms else 0.0
 
     @torch.no_grad()
@@ -105,11 +107,14 @@ class AdamW:
             loss_scale: factor that is still in the gradients.
         """
         clip = self.config.clip_grad
-        factor = min(1.0, clip / (grad_norm + 1e-6)) if clip > 0 else 1.0
+        factor = (min(1.0, clip / (grad_norm + 1e-6)) if clip > 0 else 1.0) / loss_scale
         self.step_count += 1
+        alike: dict[tuple, list[_Slot]] = {}
         for slot in self.slots.values():
             if slot.gradient is not None:
-                slot.update(self.config, lr, self.step_count, factor / loss_scale)
+                alike.setdefault((type(slot), slot.decays, slot.parameter.dtype), []).append(slot)
+        for (kind, decays, _), slots in alike.items():
+            kind.update(slots, _Update(self.config, lr, self.step_count, factor, decays))
         self.zero_grad()
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -200,41 +205,94 @@ class _Slot:
         }
         return {kind: tensor for kind, tensor in named.items() if tensor is not None}
 
-    def update(self, config: OptimConfig, lr: float, step: int, factor: float) -> None:
-        value = _local(self.parameter)
+    @staticmethod
+    def update(slots: list[_Slot], adamw: _Update) -> None:
+        """Update parameters of one type."""
+        value = _local(slots[0].parameter)
         if value.dtype == torch.bfloat16:
-            flat = [t.view(-1) for t in (value, self.low, self.gradient, self.exp_avg, self.exp_avg_sq)]
-            scratch = value.new_empty(min(CHUNK, value.numel()), dtype=torch.float32)
-            for weight, low, gradient, *moments in zip(*(t.split(CHUNK) for t in flat), strict=True):
-                wide = join(weight, low, scratch[: len(weight)])
-                self.adamw(wide, gradient.float(), *moments, config, lr, step, factor)
-                split(wide, weight, low)
-        elif value.dtype == torch.float32:
-            self.adamw(value, self.gradient, self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
-        else:
-            self.adamw(self.master, self.gradient.float(), self.exp_avg, self.exp_avg_sq, config, lr, step, factor)
-            value.copy_(self.master)
+            for batch in _batches(slots, CHUNK if value.device.type == "cpu" else ACCELERATOR_CHUNK):
+                _update_halves(batch, adamw)
+            return
+        if value.dtype == torch.float32:
+            adamw(*zip(*((_local(s.parameter), s.gradient, s.exp_avg, s.exp_avg_sq) for s in slots)))
+            return
+        for slot in slots:
+            adamw([slot.master], [slot.gradient.float()], [slot.exp_avg], [slot.exp_avg_sq])
+            _local(slot.parameter).copy_(slot.master)
 
-    def adamw(self, weight, gradient, exp_avg, exp_avg_sq, config: OptimConfig, lr: float, step: int, factor: float):
-        """torch's own update, in one pass over memory where it has the kernel; `factor` multiplies the gradient."""
-        fused = has_fused_optimizer(weight.device)
-        if not fused:
-            gradient.mul_(factor)
+
+Piece = tuple[torch.Tensor, ...]
+"""A stretch of a bf16 parameter, flat: weight, `low`, gradient, first and second moment."""
+
+
+def _batches(slots: list[_Slot], size: int) -> Iterator[list[Piece]]:
+    """Large parameters piece by piece, small ones together: `size` elements at most a batch."""
+    batch: list[Piece] = []
+    room = size
+    for slot in slots:
+        flat = [t.view(-1) for t in (_local(slot.parameter), slot.low, slot.gradient, slot.exp_avg, slot.exp_avg_sq)]
+        for piece in zip(*(t.split(size) for t in flat), strict=True):
+            if batch and len(piece[0]) > room:
+                yield batch
+                batch, room = [], size
+            batch.append(piece)
+            room -= len(piece[0])
+    if batch:
+        yield batch
+
+
+def _update_halves(batch: list[Piece], adamw: _Update) -> None:
+    weights, lows, gradients, *moments = map(list, zip(*batch))
+    sizes = [len(weight) for weight in weights]
+    wide = join(_together(weights), _together(lows), torch.empty(sum(sizes), device=weights[0].device))
+    adamw(wide.split(sizes), _together(gradients).float().split(sizes), *moments)
+    for part, weight, low in zip(wide.split(sizes), weights, lows):
+        split(part, weight, low)
+
+
+def _together(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One step of torch's AdamW for tensors of the same decay."""
+
+    config: OptimConfig
+    lr: float
+    step: int
+    factor: float
+    """Multiplies the gradients."""
+    decays: bool
+
+    def __call__(
+        self,
+        weights: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        exp_avgs: Sequence[torch.Tensor],
+        exp_avg_sqs: Sequence[torch.Tensor],
+    ) -> None:
+        """Update fp32 weights and moments in place, in one pass over memory where torch has the kernel."""
+        device = weights[0].device
+        fused = has_fused_optimizer(device)
+        if not fused and self.factor != 1.0:
+            torch._foreach_mul_(list(gradients), self.factor)
+        scale = torch.tensor(1.0 / self.factor, device=device) if fused and self.factor != 1.0 else None
         adamw(
-            [weight],
-            [gradient],
-            [exp_avg],
-            [exp_avg_sq],
+            list(weights),
+            list(gradients),
+            list(exp_avgs),
+            list(exp_avg_sqs),
             [],
-            [torch.tensor(float(step - 1), device=weight.device)],
+            list(torch.full((len(weights),), float(self.step - 1), device=device).unbind()),
             fused=fused,
-            grad_scale=torch.tensor(1.0 / factor, device=weight.device) if fused and factor != 1.0 else None,
+            grad_scale=scale,
             amsgrad=False,
-            beta1=config.adam_beta1,
-            beta2=config.adam_beta2,
-            lr=lr,
-            weight_decay=config.weight_decay if self.decays else 0.0,
-            eps=config.adam_eps,
+            beta1=self.config.adam_beta1,
+            beta2=self.config.adam_beta2,
+            lr=self.lr,
+            weight_decay=self.config.weight_decay if self.decays else 0.0,
+            eps=self.config.adam_eps,
             maximize=False,
         )
 
@@ -254,16 +312,18 @@ class _LeanSlot(_Slot):
             "exp_avg_sq_scales": self.exp_avg_sq.scales,
         }
 
-    def update(self, config: OptimConfig, lr: float, step: int, factor: float) -> None:
-        value = _local(self.parameter)
-        noise = _noise(step, value.device)
-        flat = [t.view(-1).split(CHUNK) for t in (value, self.gradient)]
-        for weight, gradient, *moments in zip(*flat, self.exp_avg.split(CHUNK), self.exp_avg_sq.split(CHUNK)):
-            wide, (first, second) = weight.float(), (moment.read() for moment in moments)
-            self.adamw(wide, gradient.float(), first, second, config, lr, step, factor)
-            moments[0].write(first)
-            moments[1].write(second)
-            round_at_random(wide, weight, noise[: len(wide)])
+    @staticmethod
+    def update(slots: list[_LeanSlot], adamw: _Update) -> None:
+        for slot in slots:
+            value = _local(slot.parameter)
+            noise = _noise(adamw.step, value.device)
+            flat = [t.view(-1).split(CHUNK) for t in (value, slot.gradient)]
+            for weight, gradient, *moments in zip(*flat, slot.exp_avg.split(CHUNK), slot.exp_avg_sq.split(CHUNK)):
+                wide, (first, second) = weight.float(), (moment.read() for moment in moments)
+                adamw([wide], [gradient.float()], [first], [second])
+                moments[0].write(first)
+                moments[1].write(second)
+                round_at_random(wide, weight, noise[: len(wide)])
 
 
 @lru_cache(maxsize=1)
