@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -161,12 +162,15 @@ def _varlen_attention(device: torch.device) -> Callable[..., torch.Tensor] | Non
 
 
 def missing_compiler() -> str | None:
-    """What torch.compile lacks on this device: a C++ compiler for a CPU, triton elsewhere; None: nothing."""
-    if device().type == "cpu":
-        named = os.environ.get("CXX")
-        found = shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
-        return None if found else "a C++ compiler (g++ or clang++)"
-    return None if find_spec("triton") else "triton"
+    """What torch.compile lacks on this device: for a CPU a C++ compiler and Python's headers, elsewhere triton; None: nothing."""
+    if device().type != "cpu":
+        return None if find_spec("triton") else "triton"
+    compiler = shutil.which(os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++"))
+    if compiler is None:
+        return "a C++ compiler (g++, or the one that CXX names)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python's headers (python3-dev)"
+    return None
 
 
 def fp32_advantage(dtype: torch.dtype) -> float:

@@ -18,8 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from tuneval import cli
 from tuneval.checkpoints.load import load_model
-from tuneval.config.schema import PreprocessConfig
+from tuneval.commands.tune_plan import make_plan
+from tuneval.config.flags import parse
+from tuneval.config.schema import PreprocessConfig, TuneConfig
 from tuneval.data.preprocess import preprocess
+from tuneval.errors import UserError
 
 WORDS = "猫 狗 鸟 鱼 是 什 么 答 案 请 回 two four word the".split()
 DETERMINISTIC = ("step", "loss", "grad_norm", "lr", "samples", "tokens", "trained_tokens")
@@ -280,6 +283,21 @@ def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
     assert len(rows(tmp_path / "run")) == 4
 
 
+@pytest.mark.parametrize("method", [(), ("--lora-r", "4")], ids=["full", "lora"])
+def test_a_compiled_run_learns_the_same_and_goes_on_as_it_began(model, data, tmp_path, method):
+    flags = ["--lr-decay-style", "constant", "--lr-decay-iters", "99", "--fp32", *method]
+    eager, whole, parted = (arguments(model, data, tmp_path / name, *flags) for name in ("eager", "whole", "parted"))
+    succeed(*eager, "--train-iters", "6")
+    succeed(*whole, "--train-iters", "6", "--torch-compile", "on")
+    succeed(*parted, "--train-iters", "2", "--torch-compile", "on")
+    succeed(*parted, "--train-iters", "6", "--torch-compile", "on")
+    assert deterministic(tmp_path / "parted") == deterministic(tmp_path / "whole")
+    assert deterministic(tmp_path / "eager") != deterministic(tmp_path / "whole"), "was it compiled?"
+    for one, other in zip(rows(tmp_path / "eager"), rows(tmp_path / "whole"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
 def test_finetune_starts_afresh_and_says_so(model, data, tmp_path, capsys):
     words = arguments(model, data, tmp_path / "run", "--train-iters", "4")
     succeed(*words)
@@ -374,6 +392,31 @@ def test_flags_are_checked_together(model, data, tmp_path, capsys):
 def test_what_saves_memory_beside_bf16_weights_is_refused_beside_others(flag, model, data, tmp_path, capsys):
     error = refuse(capsys, *arguments(model, data, tmp_path / "run", "--fp32", *flag))
     assert f"{' '.join(flag)} --fp32: saves memory beside bf16 weights only" in error
+
+
+def test_what_torch_compile_cannot_do_is_refused(model, data, tmp_path, capsys, monkeypatch):
+    words = [*arguments(model, data, tmp_path / "run", "--recompute-granularity", "selective"), "--torch-compile"]
+    error = refuse(capsys, *words, "on")
+    assert "--torch-compile on: chooses itself what to keep of a layer, as --recompute-granularity selective" in error
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    error = refuse(capsys, *arguments(model, data, tmp_path / "run", "--torch-compile", "on"))
+    assert "--torch-compile on: needs a C++ compiler (g++, or the one that CXX names)" in error
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = arguments(model, data, tmp_path / "run", "--torch-compile", "on", "--tensor-model-parallel-size", "2")
+    with pytest.raises(UserError, match="--torch-compile on: needs layers that a process holds whole, and TP 2"):
+        make_plan(parse(TuneConfig, words, "tuneval tune"))
+
+
+def test_long_runs_compile_where_they_can(model, data, tmp_path, monkeypatch):
+    def compiles(*flags):
+        words = arguments(model, data, tmp_path / "run", *flags, "--train-iters", str(100_000_000))
+        return make_plan(parse(TuneConfig, words, "tuneval tune")).compiles
+
+    assert compiles() and not compiles("--torch-compile", "off")
+    assert not compiles("--recompute-granularity", "selective")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not compiles()
 
 
 def test_model_and_data_are_checked_together(model, data, tmp_path, capsys):

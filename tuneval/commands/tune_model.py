@@ -52,7 +52,7 @@ class TunedModel:
         )
         if self.lora is not None:
             add_lora(loaded.model, self.lora, config.log.seed, adapter=self.plan.adapter)
-        decoder = Decoder(loaded.model, config.precision.recompute_granularity, config.precision.torch_compile)
+        decoder = Decoder(loaded.model, config.precision.recompute_granularity, self.plan.compiles)
         self.identity, self.chunks, self.runner = loaded.identity, [decoder], OneProcess(decoder)
         self.optimizer = make_optimizer(self.runner.named_parameters(), config.optim)
 
@@ -71,7 +71,7 @@ class TunedModel:
             seed=config.log.seed,
             adapter=plan.adapter,
             recompute=config.precision.recompute_granularity,
-            compile=config.precision.torch_compile,
+            compile=plan.compiles,
         )
         self.chunks, self.runner = runner.chunks, runner
         self.optimizer = make_optimizer(runner.named_parameters(), config.optim, runner.gradients())

@@ -14,7 +14,7 @@ from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
 from tuneval.commands.tune_adapter import open_earlier
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
-from tuneval.config.schema import PrecisionConfig, TuneConfig
+from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
 from tuneval.data.template import load_template, template_difference
 from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
@@ -41,6 +41,8 @@ class Plan:
     schedule: Schedule
     layout: Layout
     """How the model is spread over the processes of this job."""
+    compiles: bool
+    """Whether torch.compile makes the layers' kernels."""
     adapter: Adapter | None = None
     """What LoRA starts from; None: from the seed."""
 
@@ -88,8 +90,7 @@ def make_plan(parsed: Parsed) -> Plan:
     _check_model(config, source, problems)
     size = config.batch.global_batch_size
     layout = make_layout(config.parallel, source.config, runtime.world_size(), problems, size)
-    if config.precision.torch_compile:
-        _check_compile(config.precision, layout, problems)
+    compiles = layout is not None and _compiles(config, source, layout, dataset, problems)
     if config.lora.enabled:
         targets = problems.attempt(lambda: hf_targets(config.lora.lora_target_modules, source.config))
         config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))
@@ -102,7 +103,7 @@ def make_plan(parsed: Parsed) -> Plan:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
     for notice in without_effect(config.parallel, layout):
         console.note(notice)
-    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, adapter)
+    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, compiles, adapter)
 
 
 def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None:
@@ -125,20 +126,29 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
     )
 
 
-def _check_compile(precision: PrecisionConfig, layout: Layout | None, problems: Problems) -> None:
-    missing = runtime.missing_compiler()
-    problems.check(missing is None, f"--torch-compile: needs {missing}. Install it, or leave the flag out")
-    problems.check(
-        precision.recompute_granularity != "selective",
-        "--torch-compile --recompute-granularity selective: compiled layers choose what to keep; leave one of the two out, "
-        "or give --recompute-granularity full",
-    )
-    if layout is not None:
-        problems.check(
-            layout.tensor == 1 and layout.sharding == "none",
-            f"--torch-compile: compiles layers that a process holds whole, and {layout} cuts them. Leave it out, or give "
-            "--tensor-model-parallel-size 1 and no --data-parallel-sharding",
-        )
+COMPILED_FROM = 4e14
+"""Floating-point operations of one process: a quarter of an hour at half a teraflop a second, what a few cores do in bf16."""
+
+
+def _compiles(config: TuneConfig, source: Source, layout: Layout, dataset: SftDataset, problems: Problems) -> bool:
+    """Whether the layers are compiled: as the flag says, or where it pays and nothing stands against it."""
+    choice = config.precision.torch_compile
+    if choice == "auto":
+        tokens = config.batch.train_iters * config.batch.global_batch_size * dataset.lengths.mean()
+        work = 4 * parameters_of(source) * tokens / layout.world_size
+        if runtime.device().type != "cpu" or work < COMPILED_FROM:
+            return False
+    obstacles = []
+    if layout.tensor > 1 or layout.sharding != "none":
+        obstacles.append(f"needs layers that a process holds whole, and {layout} cuts them")
+    if config.precision.recompute_granularity == "selective":
+        obstacles.append("chooses itself what to keep of a layer, as --recompute-granularity selective does")
+    if choice != "off" and not obstacles and (missing := runtime.missing_compiler()):
+        obstacles.append(f"needs {missing}")
+    if choice == "on":
+        for obstacle in obstacles:
+            problems.add(f"--torch-compile on: {obstacle}. Leave one of the two out")
+    return choice != "off" and not obstacles
 
 
 def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tokenizer: Any, problems: Problems) -> Any:
@@ -221,9 +231,13 @@ def _check_disk(config: TuneConfig, source: Source) -> None:
     if config.lora.enabled:
         return
     dtype = config.precision.dtype
-    parameters = size_of(source) // max(source.dtype(n).itemsize for n in source.names())
     copies = 0 if config.save.no_save_optim else config.save.keep_checkpoints + 1
     results = (2 if config.save.ckpt_format == "torch" else 1) * (2 if config.save.no_save_optim else 1)
-    needed = parameters * (STATE_BYTES[dtype] * copies + runtime.DTYPES[dtype].itemsize * results)
+    needed = parameters_of(source) * (STATE_BYTES[dtype] * copies + runtime.DTYPES[dtype].itemsize * results)
     what = f"a run that keeps {config.save.keep_checkpoints} checkpoints (--keep-checkpoints) and writes its model"
     check_free_space(config.save.save, needed, what)
+
+
+def parameters_of(source: Source) -> int:
+    """Number of its parameters, from the bytes of its weights: a little less where some are wider than others."""
+    return size_of(source) // max(source.dtype(name).itemsize for name in source.names())

@@ -232,9 +232,9 @@ class PrecisionConfig:
     """fp16: overflows before the scale halves."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Recompute activations in the backward pass (`full`: whole layers; `selective`: attention) to save memory."""
-    torch_compile: bool = False
-    """Compile each layer with torch.compile: fewer, larger kernels after a start that takes a minute. Kernels are kept
-    on disk for the next run. Whole layers only: one tensor-parallel process, no sharded weights."""
+    torch_compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers with torch.compile: fewer, larger kernels after a first step that takes a minute. Kernels stay on
+    disk for the next run. `auto`: on a CPU with a C++ compiler, where the run is long enough to win that minute back."""
 
     @property
     def dtype(self) -> str:

@@ -26,7 +26,8 @@ class Decoder(torch.nn.Module):
         model: a causal language model made by `build_model` (adapters included, if any), or what `cut_stage` left of it.
         recompute: what the backward pass computes again instead of keeping: "full" whole layers, "selective" the
             attention blocks, None nothing.
-        compile: whether torch.compile fuses what lies between the matrix products of each layer.
+        compile: whether torch.compile fuses what lies between the matrix products of each layer, in training; a forward
+            alone is rarely long enough to repay a second compilation.
 
     Raises:
         UserError: the architecture does more than embed, run layers, normalise and project.
@@ -48,9 +49,7 @@ class Decoder(torch.nn.Module):
         if recompute == "selective":
             for layer in self.layers():
                 layer.self_attn.forward = partial(checkpoint, layer.self_attn.forward, use_reentrant=False)
-        if compile:
-            for layer in self.layers():  # alike as they are, they share one compiled function
-                layer.compile(dynamic=True)
+        self._run_compiled = torch.compile(_run_layer, dynamic=True) if compile else _run_layer
 
     @property
     def is_first(self) -> bool:
@@ -101,14 +100,20 @@ class Decoder(torch.nn.Module):
             "position_embeddings": rotary,
             "segments": attention.Segments(segments, prefix_length),
         }
+        trains = torch.is_grad_enabled()
+        run = self._run_compiled if trains else _run_layer
         for layer in self.layers():
-            if self.recompute == "full" and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, use_reentrant=False, **arguments)
+            if self.recompute == "full" and trains:
+                hidden = checkpoint(run, layer, hidden, use_reentrant=False, **arguments)
             else:
-                hidden = layer(hidden, **arguments)
-            if isinstance(hidden, tuple):  # some layers of transformers 4 return their attention weights too
-                hidden = hidden[0]
+                hidden = run(layer, hidden, **arguments)
         return base.norm(hidden) if base.norm is not None else hidden
+
+
+def _run_layer(layer: torch.nn.Module, hidden: torch.Tensor, **arguments: object) -> torch.Tensor:
+    """One function for all layers: alike as they are, they share what is compiled of it."""
+    hidden = layer(hidden, **arguments)
+    return hidden[0] if isinstance(hidden, tuple) else hidden  # layers of transformers 4 return attention weights too
 
 
 def cut_stage(model: PreTrainedModel, layers: Iterable[int], first: bool, last: bool) -> PreTrainedModel:
