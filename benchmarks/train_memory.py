@@ -1,6 +1,6 @@
 """Peak memory of training: LoRA, full and full with 8-bit moments of a real model, LoRA of a 7B shape with random weights.
 
-    python benchmarks/train_memory.py MODEL DATA_PREFIX [--seven-billion] [--micro-batch-tokens 1024] [--output JSON]
+    python benchmarks/train_memory.py MODEL DATA_PREFIX [--seven-billion] [--micro-batch-tokens 1024] [--compiled] [--output JSON]
 
 Each row is a process of its own with three steps of 32 samples, several micro-batches, in bf16. On a CPU two figures: the peak of all resident memory, which
 also counts pages of mapped weight files that the system may drop at any time, and the peak of `RssAnon`, which nothing
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--seven-billion", action="store_true")
     parser.add_argument("--micro-batch-tokens", type=int, default=1024)
+    parser.add_argument("--compiled", action="store_true", help="as long runs are: --torch-compile on")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--run", choices=tuple(WORK), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,7 +48,8 @@ def main() -> None:
         runtime.prepare()
         print(json.dumps(run(options)))
         return
-    common = (__file__, options.model, options.data, "--micro-batch-tokens", options.micro_batch_tokens)
+    common = [__file__, options.model, options.data, "--micro-batch-tokens", options.micro_batch_tokens]
+    common += ["--compiled"] if options.compiled else []
     work = [name for name in WORK if options.seven_billion or name != "lora 7B"]
     runs = alternate({name: (*common, "--run", name) for name in work}, 1)
     report = {
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> dict:
     if lora:
         add_lora(model, LoraSettings(r=8, alpha=16), SEED)
     settings = dict(WORK[options.run])
-    decoder = Decoder(model, settings.pop("recompute", None))
+    decoder = Decoder(model, settings.pop("recompute", None), options.compiled)
     optim = OptimConfig(lr=1e-5, lr_decay_style="constant", **settings)
     batch = BatchConfig(
         global_batch_size=SAMPLES, train_iters=STEPS, micro_batch_tokens=256 if large else options.micro_batch_tokens
