@@ -6,7 +6,6 @@ import io
 import pickle
 import struct
 import zipfile
-import zlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from isal import isal_zlib
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def _made(pending: Pending) -> list[memoryview]:
 
 
 def _crc(data: list[memoryview]) -> int:
-    return reduce(lambda crc, part: zlib.crc32(part, crc), data, 0)
+    return reduce(lambda crc, part: isal_zlib.crc32(part, crc), data, 0)
 
 
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
