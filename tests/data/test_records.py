@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tuneval.data.records import BadRow, handler_name, make_handler, read_rows
+from tuneval.data.rows import parsed, read_unparsed
 from tuneval.errors import UserError
 
 ALPACA = "AlpacaStyleInstructionHandler"
@@ -69,6 +70,9 @@ def test_a_torn_line_is_one_bad_row(tmp_path):
     first, torn, last = read_rows(tmp_path / "x.jsonl")
     assert [first, last] == ROWS and torn.reason == "not JSON"
     assert reason(make_handler("auto", None, first), torn) == "not JSON"
+    unparsed = list(read_unparsed(tmp_path / "x.jsonl"))
+    assert all(isinstance(line, bytes) for line in unparsed)
+    assert [parsed(unparsed[0]), parsed(unparsed[2])] == ROWS and parsed(unparsed[1]).reason == "not JSON"
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):

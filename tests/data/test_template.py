@@ -180,6 +180,23 @@ def test_a_text_rendered_once_has_the_spans_of_two_renderings(tokenizer):
     assert any(twice.encode_batch(INJECTED).lengths)
 
 
+def test_the_compiled_template_renders_what_the_tokenizer_does_and_is_not_needed(tokenizer, monkeypatch):
+    direct = load_template("auto", tokenizer)
+
+    def gone(chat_template):
+        raise ImportError
+
+    monkeypatch.setattr("tuneval.data.chat_template._compiled", gone)
+    public = load_template("auto", tokenizer)
+    assert (direct._direct, public._direct) == (True, False)
+    monkeypatch.undo()
+    batch = [c.messages for c in (*CONVERSATIONS, *INJECTED)]
+    for prompt in (False, True):
+        assert direct._render(batch, prompt) == public._render(batch, prompt)
+    expected = [tokenizer.apply_chat_template(as_dicts(c), tokenize=False) for c in (*CONVERSATIONS, *INJECTED)]
+    assert direct._render(batch, False) == expected
+
+
 def test_a_template_that_leaves_out_the_system_message_once_an_answer_follows_is_refused(tokenizer):
     """Of the prompt in chat, training would see another text: such rows are bad, not trained without their system."""
     text = LOOP.replace(

@@ -17,6 +17,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf_files import NAME_OF_DTYPE, stored_tensors
+from tuneval.checkpoints.streamed import blocks
 from tuneval.errors import UserError
 
 
@@ -215,7 +216,8 @@ class _ShardWriter:
 
     def append(self, name: str, tensor: torch.Tensor) -> None:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        self.file.write(memoryview(raw))
+        for block in blocks(memoryview(raw)):
+            self.file.write(block)
         self.header[name] = {
             "dtype": NAME_OF_DTYPE[tensor.dtype],
             "shape": list(tensor.shape),

@@ -38,7 +38,9 @@ class ChatTemplate(Template):
             known = ", ".join(PROMPT_TYPES)
             raise UserError(f"--prompt-type {AUTO}: the tokenizer has no chat template. Name one: {known}")
         self._excess, self._lead, self._marker, self._opening, self._prefix = "", "", "", "", ""
+        self._direct = False
         self._probe_borders()
+        self._direct = self._probe_direct()
         self._opening = self._probe_opening()
         self._prefix = self._probe_prefix()
         self.whole = not self._parts_equal_whole()
@@ -64,7 +66,11 @@ class ChatTemplate(Template):
         rows = [[{"role": m.role, "content": m.content} for m in messages] for messages in batch]
         if not rows:
             return []
-        return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=prompt)
+        if not self._direct:
+            return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=prompt)
+        compiled = _compiled(self.tokenizer.get_chat_template())
+        names = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
+        return [compiled.render(names, messages=row) for row in rows]
 
     def _render_prompts(self, batch: list[Sequence[Message]]) -> list[str]:
         return [text.removesuffix(self._excess) for text in self._render(batch, prompt=True)]
@@ -175,6 +181,16 @@ class ChatTemplate(Template):
         self._marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
         self._lead = tail[: tail.index(self._marker)]
 
+    def _probe_direct(self) -> bool:
+        """Whether the compiled template alone renders what `apply_chat_template` does, which copies every message twice."""
+        batch = [c.messages[:n] for c in PROBES for n in (1, len(c.messages))]
+        try:
+            expected = [self._render(batch, prompt) for prompt in (False, True)]
+            self._direct = True
+            return [self._render(batch, prompt) for prompt in (False, True)] == expected
+        except (ImportError, TemplateError, TypeError, ValueError):
+            return False
+
     def _probe_opening(self) -> str:
         """The words before every answer, where the probes show that an answer begins after them and nowhere else."""
         try:
@@ -231,6 +247,13 @@ PROBES = [
     )
 ]
 SYSTEM_PROBES = [Conversation((Message("system", "Be brief."), *c.messages), 0) for c in PROBES]
+
+
+def _compiled(chat_template: str) -> Any:
+    """The template in transformers' sandbox, compiled once and remembered. ImportError: this name isn't a public one."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    return _compile_jinja_template(chat_template)
 
 
 def _common(a: str, b: str) -> int:

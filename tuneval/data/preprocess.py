@@ -20,9 +20,10 @@ from tuneval.console import note, progress_bar
 from tuneval.data.indexed import SFT_COLUMNS, IndexedDataset, IndexedWriter, publish_together, sft_prefix
 from tuneval.data.manifest import manifest_path
 from tuneval.data.packing import packed_rows
-from tuneval.data.records import AlpacaHandler, Handler, handler_name, make_handler, read_rows
+from tuneval.data.records import AlpacaHandler, Handler, handler_name, make_handler
+from tuneval.data.records import read_rows as read_rows
 from tuneval.data.rendering import Template
-from tuneval.data.rows import input_files
+from tuneval.data.rows import input_files, parsed, read_unparsed
 from tuneval.data.tally import Tally, length_percentiles
 from tuneval.data.template import load_template
 from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
@@ -53,9 +54,9 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
         config.prompt_type, load_tokenizer(config.tokenizer_name_or_path, not config.tokenizer_not_use_fast)
     )
     totals: list[int] = []
-    first, rows = with_first(read_rows(config.input, totals.append), LITTLE_INPUT)
+    first, rows = with_first(read_unparsed(config.input, totals.append), LITTLE_INPUT)
     total = totals[0] if totals and len(input_files(config.input)) == 1 else None
-    handler = _choose_handler(config, map_keys, first[:ROWS_LOOKED_AT])
+    handler = _choose_handler(config, map_keys, [*map(parsed, first[:ROWS_LOOKED_AT])])
     job = Job(handler, template, config.append_eod, config.seq_length - 1 if config.neat_pack else None)
     workers = config.workers or (1 if len(first) < LITTLE_INPUT else usual_workers())
     tally = Tally()

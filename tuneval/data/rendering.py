@@ -206,7 +206,7 @@ def back_to_back(
     ids: Iterable[list[int]], trained: np.ndarray, lengths: Any, refused: dict[int, BadRow]
 ) -> EncodedBatch:
     """Samples from lists of ids, one after the other, and whether each token is trained, bool [tokens]."""
-    input_ids = np.array(list(chain.from_iterable(ids)), np.int32)
+    input_ids = np.fromiter(chain.from_iterable(ids), np.int32, len(trained))
     labels = np.where(trained, input_ids, np.int32(MASKED))
     return EncodedBatch(input_ids, labels, np.asarray(lengths, np.int32), refused)
 

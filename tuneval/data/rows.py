@@ -64,6 +64,11 @@ def read_rows(path: str | Path, on_total: Callable[[int], None] = lambda total: 
     Raises:
         UserError: a file that can't be read at all.
     """
+    return map(parsed, read_unparsed(path, on_total))
+
+
+def read_unparsed(path: str | Path, on_total: Callable[[int], None] = lambda total: None) -> Iterator[Any]:
+    """The same, but a line of JSON comes as bytes: `parsed` makes the row of it, in another process if need be."""
     for file in input_files(path):
         try:
             yield from _READERS[_kind(file)](file, on_total)
@@ -71,6 +76,16 @@ def read_rows(path: str | Path, on_total: Callable[[int], None] = lambda total: 
             raise UserError(f"{file}: damaged compressed file ({error})") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 text ({error}). Save it as UTF-8") from None
+
+
+def parsed(row: Any) -> Any:
+    """The row of one that `read_unparsed` gave; what was a row already stays."""
+    if not isinstance(row, bytes):
+        return row
+    try:
+        return json.loads(row.decode())
+    except (json.JSONDecodeError, RecursionError):  # the second: brackets without end
+        return BadRow("not JSON")
 
 
 def _kind(path: Path) -> str:
@@ -140,13 +155,8 @@ def _read_jsonl(path: Path, _: Callable[[int], None]) -> Iterator[Any]:
         yield from _lines(file)
 
 
-def _lines(file: IO[str]) -> Iterator[Any]:
-    for line in file:
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError):  # the second: brackets without end
-                yield BadRow("not JSON")
+def _lines(file: IO[str]) -> Iterator[bytes]:
+    return (line.encode() for line in file if line.strip())
 
 
 def _read_csv(path: Path, _: Callable[[int], None]) -> Iterator[Any]:

@@ -23,6 +23,7 @@ import numpy as np
 from tuneval.cores import usable_cores
 from tuneval.data.records import BadRow, Handler
 from tuneval.data.rendering import Template
+from tuneval.data.rows import parsed
 from tuneval.data.truncation import kept_positions
 from tuneval.errors import UserError
 
@@ -97,9 +98,9 @@ def encode_chunks(rows: Iterable[Any], job: Job, workers: int) -> Iterator[Chunk
 
 
 def encode_rows(first_row: int, rows: list[Any], job: Job) -> Chunk:
-    """One chunk: handler, then template, in one batch."""
+    """One chunk of `read_unparsed`: handler, then template, in one batch."""
     conversations, bad = [], []
-    for number, row in enumerate(rows, first_row):
+    for number, row in enumerate(map(parsed, rows), first_row):
         try:
             conversations.append(job.handler(row, number))
         except BadRow as error:
