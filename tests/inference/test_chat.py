@@ -17,8 +17,8 @@ from lively import lively_folder
 
 from tuneval.checkpoints.load import load_model
 from tuneval.config.schema import SamplingConfig
-from tuneval.data.preprocess import read_rows
 from tuneval.data.records import Message
+from tuneval.data.rows import read_rows
 from tuneval.data.template import load_template
 from tuneval.errors import UserError
 from tuneval.inference.chat import Chat, run_chat

@@ -21,7 +21,6 @@ from tuneval.data.indexed import SFT_COLUMNS, IndexedDataset, IndexedWriter, pub
 from tuneval.data.manifest import manifest_path
 from tuneval.data.packing import packed_rows
 from tuneval.data.records import AlpacaHandler, Handler, handler_name, make_handler
-from tuneval.data.records import read_rows as read_rows
 from tuneval.data.rendering import Template
 from tuneval.data.rows import input_files, parsed, read_unparsed
 from tuneval.data.tally import Tally, length_percentiles

@@ -213,8 +213,9 @@ class Row:
             at = 0
             for part in self.parts(tp, rank):
                 low, high = max(part.start, start), min(part.stop, stop)
-                for first in range(low, high, block) if part.hf == hf else ():
-                    size, inside = min(block, high - first), at + first - part.start
+                step = max(1, high - low) if high - low == stop - start else block  # one run: nothing to put together
+                for first in range(low, high, step) if part.hf == hf else ():
+                    size, inside = min(step, high - first), at + first - part.start
                     piece = read_rank(rank, dim, inside, inside + size)
                     if size == stop - start and piece.is_contiguous():
                         return piece
