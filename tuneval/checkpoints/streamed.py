@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,18 +65,19 @@ def save(structure: Any, path: Path) -> None:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
         made = ahead(partial(_made, pending) for pending in pickler.pending)
-        for key, data in enumerate(made):
-            _append(archive, f"{path.stem}/data/{key}", data)
+        for key, (data, crc) in enumerate(made):
+            _append(archive, f"{path.stem}/data/{key}", data, crc)
         archive.writestr(f"{path.stem}/version", "3\n")
 
 
-def _made(pending: Pending) -> list[memoryview]:
-    """Bytes of a tensor."""
+def _made(pending: Pending) -> tuple[list[memoryview], int]:
+    """Bytes of a tensor, and their CRC: computing it reads a mapped tensor's pages here, not under the write."""
     pieces = pending.make()
     shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
     announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
     assert announced, f"not the tensor announced, {pending.shape}"
-    return [memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()) for piece in pieces]
+    data = [memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()) for piece in pieces]
+    return data, reduce(lambda crc, part: isal_zlib.crc32(part, crc), data, 0)
 
 
 def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
@@ -96,21 +97,17 @@ def blocks(data: memoryview) -> Iterator[memoryview]:
     return (data[start : start + BLOCK] for start in range(0, data.nbytes, BLOCK))
 
 
-def _append(archive: zipfile.ZipFile, name: str, data: list[memoryview]) -> None:
-    """Append a member block by block: what the CRC has just read is still in the processor's cache to be written."""
+def _append(archive: zipfile.ZipFile, name: str, data: list[memoryview], crc: int) -> None:
+    """Append a member whose CRC is known: zipfile itself would copy it, and compute the CRC with zlib."""
     file, info = archive.fp, _aligned(archive, name)
     info.header_offset, info.external_attr = file.tell(), 0o600 << 16
     info.file_size = info.compress_size = sum(part.nbytes for part in data)
-    info.CRC = 0
+    info.CRC = crc
     file.write(info.FileHeader(zip64=True))
     for part in data:
         for block in blocks(part):
-            info.CRC = isal_zlib.crc32(block, info.CRC)
             file.write(block)
     archive.start_dir = file.tell()
-    file.seek(info.header_offset)
-    file.write(info.FileHeader(zip64=True))
-    file.seek(archive.start_dir)
     archive.filelist.append(info)
     archive.NameToInfo[name] = info
 
