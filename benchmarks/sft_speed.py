@@ -92,7 +92,7 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
         utilisation = {f"MFU of {options.device_tflops:g} TFLOP/s": shares}
     return {
         "work": f"{options.method} tuning, {options.dtype}, {options.steps} steps of {options.samples} samples",
-        "command": " ".join(["sft_speed.py", *sys.argv[1:]]),
+        "command": " ".join(["sft_speed.py", options.model.name, *sys.argv[3:]]),
         "useful tokens/s": speed,
         "peak GiB": {name: round(max(r["peak_bytes"] for r in rows) / 2**30, 2) for name, rows in runs.items()},
         "tuneval's ratio to": {n: round(ours / s["median"], 2) for n, s in speed.items() if ours and n != "tuneval"},
