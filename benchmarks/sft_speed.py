@@ -6,8 +6,8 @@
 
 DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a new process:
 
-    tuneval           as `tuneval tune` runs without further flags
-    tuneval-compiled  with --torch-compile
+    tuneval           as `tuneval tune` runs for a few steps without further flags
+    tuneval-compiled  with --torch-compile on, as it does for many
     tuneval-no-flash  an accelerator's without flash attention: a call for each sample
     trainer           transformers.Trainer, batches padded to the longest, gradient checkpointing (its users' default)
     trainer-packed    the same, each batch in one row (DataCollatorWithFlattening)

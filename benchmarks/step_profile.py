@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of the step")
     parser.add_argument("--micro-batch-tokens", type=int, default=BatchConfig.micro_batch_tokens)
     parser.add_argument("--random-weights", action="store_true", help="MODEL needs its config.json alone")
-    parser.add_argument("--compiled", action="store_true", help="with --torch-compile")
+    parser.add_argument("--compiled", action="store_true", help="with --torch-compile on")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
     runtime.prepare()

@@ -14,7 +14,7 @@ data.rows data.records data.prompt_types data.rendering data.chat_template data.
 model.weight_map model.attention model.frugal model.build model.decoder model.adapter model.lora model.loss
 parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.heads parallel.tensor parallel.weights parallel.gradients parallel.apply
-training.schedule training.loss_scale training.eight_bit training.optim training.loop training.log_line
+training.schedule training.loss_scale training.eight_bit training.halves training.optim training.loop training.log_line
 planning.ledger planning.rehearsal planning.estimate planning.search
 checkpoints.paths checkpoints.pickled checkpoints.streamed checkpoints.hf_files checkpoints.hf checkpoints.layout checkpoints.rank_files checkpoints.megatron checkpoints.megatron_lora checkpoints.padding checkpoints.convert checkpoints.load checkpoints.resume
 inference.sampling inference.prefix inference.generate inference.linear inference.chat

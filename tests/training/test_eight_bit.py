@@ -9,7 +9,8 @@ from training.test_loop import LENGTHS, decoder_of, run
 from tuneval.config.schema import OptimConfig, PrecisionConfig
 from tuneval.training import optim
 from tuneval.training.eight_bit import BLOCK, EightBit, has_blocks
-from tuneval.training.optim import make_optimizer, round_at_random
+from tuneval.training.halves import round_at_random
+from tuneval.training.optim import make_optimizer
 
 LEAN = OptimConfig(lr=1e-3, lr_decay_style="constant", optimizer="adam8bit")
 CPU = torch.device("cpu")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tuneval.config.schema import OptimConfig, PrecisionConfig
+from tuneval.training.halves import join, split
 from tuneval.training.loss_scale import LossScaler
-from tuneval.training.optim import CHUNK, decays, join, make_optimizer, split
+from tuneval.training.optim import CHUNK, decays, make_optimizer
 
 
 class Toy(torch.nn.Module):

@@ -15,6 +15,7 @@ from tuneval.parallel.gradients import Gradient, Gradients, l2_norms
 from tuneval.parallel.weights import spread_like
 from tuneval.runtime import has_fused_optimizer
 from tuneval.training.eight_bit import BLOCK, EightBit, has_blocks
+from tuneval.training.halves import join, round_at_random, split
 
 CHUNK = 1 << 20
 """Elements that a CPU widens to fp32 at a time, 4 MiB: they stay in its cache from one pass to the next, and threads do not meet
@@ -336,41 +337,3 @@ def _noise(step: int, device: torch.device) -> torch.Tensor:
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part, without a gradient; a plain tensor itself is all of it."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def join(weight: torch.Tensor, low: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The fp32 number whose upper half is a bf16 weight and whose lower 16 bits, signed, are `low`.
-
-    Args:
-        weight: [n] bf16.
-        low: [n] int16.
-        out: [n] fp32, overwritten.
-
-    Returns:
-        `out`.
-    """
-    bits = out.view(torch.int32)
-    bits.copy_(weight.view(torch.int16)).bitwise_left_shift_(16).add_(low)
-    return out
-
-
-def split(wide: torch.Tensor, weight: torch.Tensor, low: torch.Tensor) -> None:
-    """Write fp32 `wide` into `weight` (nearest bf16; a tie goes away from zero) and `low`, so that `join` is exact.
-
-    `wide` is overwritten.
-    """
-    bits = wide.view(torch.int32)
-    upper = (bits + 0x8000).bitwise_right_shift_(16)
-    weight.view(torch.int16).copy_(upper)
-    low.copy_(bits.sub_(upper.bitwise_left_shift_(16)))
-
-
-def round_at_random(wide: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor) -> None:
-    """Write fp32 `wide` into bf16 `weight`, up or down with the probability that keeps its mean.
-
-    Args:
-        wide: [n] fp32, overwritten.
-        weight: [n] bf16.
-        noise: [n] int32, even from 0 to 65535.
-    """
-    weight.view(torch.int16).copy_(wide.view(torch.int32).add_(noise).bitwise_right_shift_(16))
