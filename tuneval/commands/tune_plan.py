@@ -133,22 +133,21 @@ COMPILED_FROM = 4e14
 def _compiles(config: TuneConfig, source: Source, layout: Layout, dataset: SftDataset, problems: Problems) -> bool:
     """Whether the layers are compiled: as the flag says, or where it pays and nothing stands against it."""
     choice = config.precision.torch_compile
-    if choice == "auto":
-        tokens = config.batch.train_iters * config.batch.global_batch_size * dataset.lengths.mean()
-        work = 4 * parameters_of(source) * tokens / layout.world_size
-        if runtime.device().type != "cpu" or work < COMPILED_FROM:
-            return False
+    tokens = config.batch.train_iters * config.batch.global_batch_size * dataset.lengths.mean()
+    pays = 4 * parameters_of(source) * tokens / layout.world_size >= COMPILED_FROM and runtime.device().type == "cpu"
+    if choice == "off" or (choice == "auto" and not pays):
+        return False
     obstacles = []
     if layout.tensor > 1 or layout.sharding != "none":
         obstacles.append(f"needs layers that a process holds whole, and {layout} cuts them")
     if config.precision.recompute_granularity == "selective":
         obstacles.append("chooses itself what to keep of a layer, as --recompute-granularity selective does")
-    if choice != "off" and not obstacles and (missing := runtime.missing_compiler()):
+    if missing := runtime.missing_compiler():
         obstacles.append(f"needs {missing}")
     if choice == "on":
         for obstacle in obstacles:
-            problems.add(f"--torch-compile on: {obstacle}. Leave one of the two out")
-    return choice != "off" and not obstacles
+            problems.add(f"--torch-compile on: {obstacle}. Change that, or leave the flag out")
+    return not obstacles
 
 
 def _check_template(config: TuneConfig, source: Source, dataset: SftDataset, tokenizer: Any, problems: Problems) -> Any:
