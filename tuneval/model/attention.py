@@ -179,7 +179,7 @@ class _ShortAttention(torch.autograd.Function):
         shapes, length = (q.shape, k.shape), q.shape[2]
         q, k, v = (x.reshape(k.shape[1], -1, x.shape[-1]) for x in (q, k, v))
         scores = torch.bmm(q.float(), k.float().transpose(1, 2)).mul_(scale)  # [Hkv, Hq / Hkv * t, t]
-        scores.view(-1, length, length).add_(_future(length, q.device))
+        scores.view(-1, length, length).add_(_future(SHORT, q.device)[:length, :length])
         p = scores.softmax(-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, p)
         ctx.shapes, ctx.scale = shapes, scale
@@ -198,9 +198,9 @@ class _ShortAttention(torch.autograd.Function):
         return grad_q.view(ctx.shapes[0]), grad_k.view(ctx.shapes[1]), grad_v.view(ctx.shapes[1]), None
 
 
-@lru_cache(maxsize=SHORT)
+@lru_cache(maxsize=1)
 def _future(length: int, device: torch.device) -> torch.Tensor:
-    """[length, length] fp32: -inf where a key comes after its query, 0 elsewhere."""
+    """[length, length] fp32: -inf where a key comes after its query, 0 elsewhere; shorter segments take its upper left corner."""
     return torch.full((length, length), -torch.inf, device=device).triu(1)
 
 

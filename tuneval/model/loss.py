@@ -133,10 +133,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = weights.new_zeros(())
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = None
+        logits = hidden.new_empty(chunk, len(weight))  # of one chunk after the other: a new one would stand beside the last
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, target = hidden[rows], targets[rows, None]
-            probabilities, log_p_target = _softmax(h @ weight.T, target, words)  # [C, W], [C, 1]
+            torch.mm(h, weight.T, out=logits[: len(h)])  # [C, W]
+            probabilities, log_p_target = _softmax(logits[: len(h)], target, words)  # [C, W], [C, 1]
             loss -= weights[rows].dot(log_p_target[:, 0])
             if not (wants_hidden or wants_weight):
                 continue
