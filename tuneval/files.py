@@ -20,8 +20,14 @@ _ESCAPE = "backslashreplace"
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary neighbour of `path`; publish it by rename when the block ends well, else remove it."""
+def atomic_file(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
+    """Open a temporary neighbour of `path`; publish it by rename when the block ends well, else remove it.
+
+    Args:
+        path: to write.
+        mode: of `open`.
+        sync: wait until the disk has it. Not needed inside `atomic_folder`, whose other files may be gigabytes under way.
+    """
     path = Path(path)
     temporary = _neighbour(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +35,9 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with open(temporary, mode, **options) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         _name(error, temporary, path)
@@ -79,8 +86,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    with atomic_file(path) as file:
+def write_json(path: str | Path, value: Any, sync: bool = True) -> None:
+    with atomic_file(path, sync=sync) as file:
         json.dump(value, file, ensure_ascii=False, indent=2)
         file.write("\n")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from functools import partial
 
 import pytest
 import torch
 
+from tuneval.checkpoints import streamed
 from tuneval.checkpoints.pickled import safe_load
 from tuneval.checkpoints.streamed import ALIGNMENT, Pending, ahead, save
 
@@ -72,15 +72,31 @@ def test_another_tensor_than_announced_is_a_bug(tmp_path):
         save({"w": Pending((2,), torch.float32, lambda: [torch.ones(3)])}, tmp_path / "t.pt")
 
 
-def test_calls_run_two_ahead_in_order_and_their_errors_come_out():
+def test_items_are_made_four_ahead_in_order_and_their_errors_come_out():
     started = []
 
-    def call(number: int) -> int:
-        started.append(number)
-        return number if number != 3 else int("no number")
+    def numbers():
+        for number in range(9):
+            started.append(number)
+            yield number if number != 7 else int("no number")
 
-    results = ahead(partial(call, n) for n in range(9))
+    results = ahead(numbers())
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert 5 not in started, "two ahead, no more: each holds a tensor"
+    assert 7 not in started, "four ahead, no more: each holds memory"
+    assert [next(results) for _ in range(4)] == [3, 4, 5, 6]
     with pytest.raises(ValueError, match="no number"):
         next(results)
+    assert list(ahead([])) == []
+
+
+def test_a_tensor_of_several_parts_and_one_of_no_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed, "PART", 10)
+    tensors = {"odd": torch.arange(33, dtype=torch.float32), "none": torch.zeros(0, 4)}
+    save(
+        {name: Pending(tuple(t.shape), t.dtype, lambda t=t: [t[:5], t[5:]]) for name, t in tensors.items()},
+        tmp_path / "t.pt",
+    )
+    loaded = torch.load(tmp_path / "t.pt", weights_only=True)
+    assert all(torch.equal(loaded[name], t) for name, t in tensors.items())
+    with zipfile.ZipFile(tmp_path / "t.pt") as archive:
+        assert archive.testzip() is None

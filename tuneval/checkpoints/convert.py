@@ -15,12 +15,11 @@ from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary
-from tuneval.checkpoints.streamed import Pending, ahead
+from tuneval.checkpoints.streamed import Pending
 from tuneval.console import Bar, progress_bar
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
 
-PAGE = 4096
 RECORD = "convert.json"
 """Written beside the weights: the resolved configuration and what was read."""
 
@@ -48,16 +47,10 @@ def to_hf(
     files.check_free_space(save, _written_bytes(source, dtype), "The Hugging Face folder")
     names = source.names()
     with HfSink(save, max_shard_bytes) as sink, progress_bar("tensors", len(names)) as bar:
-        for name, tensor in zip(names, ahead(partial(_read, source, name, dtype) for name in names)):
-            sink.add(name, tensor)
+        for name in names:
+            sink.add(name, _cast(source.read(name), dtype))
             bar.advance()
         _finish(source, sink.folder, dtype, record)
-
-
-def _read(source: Source, name: str, dtype: torch.dtype | None) -> torch.Tensor:
-    tensor = _cast(source.read(name), dtype).contiguous()
-    tensor.view(-1).view(torch.uint8)[::PAGE].sum()  # reads a mapped tensor's pages here, not under the write
-    return tensor
 
 
 def to_mcore(
@@ -181,10 +174,10 @@ def _finish(source: Source, folder: Path, dtype: torch.dtype | None, record: dic
     copy_companions(source.folder, folder)
     adapter = getattr(source, "adapter", None)
     if adapter is not None and (adapter / "tuneval.json").is_file():  # the tuned template wins over the base's
-        files.write_json(folder / "tuneval.json", files.read_json(adapter / "tuneval.json"))
+        files.write_json(folder / "tuneval.json", files.read_json(adapter / "tuneval.json"), sync=False)
     if dtype is not None:
         config = files.read_json(folder / "config.json")
         name = str(dtype).removeprefix("torch.")
         config.update({key: name for key in ("dtype", "torch_dtype") if key in config} or {"torch_dtype": name})
-        files.write_json(folder / "config.json", config)
-    files.write_json(folder / RECORD, record or {})
+        files.write_json(folder / "config.json", config, sync=False)
+    files.write_json(folder / RECORD, record or {}, sync=False)

@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -17,7 +18,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf_files import NAME_OF_DTYPE, stored_tensors
-from tuneval.checkpoints.streamed import blocks
+from tuneval.checkpoints.streamed import BLOCK, bytes_of, cut, pages_read
 from tuneval.errors import UserError
 
 
@@ -215,16 +216,15 @@ class _ShardWriter:
         return aligned and self.size + size <= limit and self._header_bytes + 1024 < self.HEADER_BYTES
 
     def append(self, name: str, tensor: torch.Tensor) -> None:
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        for block in blocks(memoryview(raw)):
-            self.file.write(block)
+        start = self.size
+        for block in chain.from_iterable(cut(part, BLOCK) for part in pages_read(bytes_of(tensor.cpu()))):
+            self.size += self.file.write(block)
         self.header[name] = {
             "dtype": NAME_OF_DTYPE[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [self.size, self.size + raw.nbytes],
+            "data_offsets": [start, self.size],
         }
         self._header_bytes += len(json.dumps({name: self.header[name]}))
-        self.size += raw.nbytes
 
     def close(self) -> None:
         text = json.dumps({"__metadata__": {"format": "pt"}, **self.header}).encode().ljust(self.HEADER_BYTES)

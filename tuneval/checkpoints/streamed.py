@@ -8,12 +8,14 @@ import struct
 import zipfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial, reduce
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from isal import isal_zlib
 
@@ -21,6 +23,9 @@ T = TypeVar("T")
 
 ALIGNMENT = 64
 """torch.save starts every storage at such a byte, so that a mapped file holds aligned elements."""
+PART = 1 << 24
+"""Bytes looked at before they are written: the first of a large tensor are on their way while its last are read."""
+PAGE = 4096
 BLOCK = 1 << 18
 """Bytes written at a time: a processor's second cache holds them, and for longer writes Linux looks for longer pages."""
 _ZIP64_EXTRA = 20
@@ -50,6 +55,10 @@ class Pending:
             step *= size
         return tuple(reversed(strides))
 
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
 
 def save(structure: Any, path: Path) -> None:
     """Write `structure`, with a contiguous tensor of its own storage for each `Pending` in it.
@@ -64,50 +73,66 @@ def save(structure: Any, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
-        made = ahead(partial(_made, pending) for pending in pickler.pending)
-        for key, (data, crc) in enumerate(made):
-            _append(archive, f"{path.stem}/data/{key}", data, crc)
+        for key, parts in groupby(ahead(_parts(pickler.pending)), key=itemgetter(0)):
+            _append(archive, f"{path.stem}/data/{key}", pickler.pending[key].nbytes, parts)
         archive.writestr(f"{path.stem}/version", "3\n")
 
 
-def _made(pending: Pending) -> tuple[list[memoryview], int]:
-    """Bytes of a tensor, and their CRC: computing it reads a mapped tensor's pages here, not under the write."""
-    pieces = pending.make()
-    shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
-    announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
-    assert announced, f"not the tensor announced, {pending.shape}"
-    data = [memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()) for piece in pieces]
-    return data, reduce(lambda crc, part: isal_zlib.crc32(part, crc), data, 0)
+def _parts(tensors: list[Pending]) -> Iterator[tuple[int, memoryview, int]]:
+    """Number of a tensor, some of its bytes, CRC of all its bytes so far: computing it reads a mapped tensor's pages."""
+    for key, pending in enumerate(tensors):
+        pieces = pending.make()
+        shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
+        announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
+        assert announced, f"not the tensor announced, {pending.shape}"
+        crc = 0
+        for part in chain.from_iterable(cut(bytes_of(piece), PART) for piece in pieces):
+            crc = isal_zlib.crc32(part, crc)
+            yield key, part, crc
 
 
-def ahead(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each call returns, in order; the next two run in threads meanwhile, so that reading goes on under writing."""
-    with ThreadPoolExecutor(2) as threads:
-        waiting: deque[Future[T]] = deque()
-        for call in calls:
-            waiting.append(threads.submit(call))
-            if len(waiting) > 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items; the next four are made in a thread meanwhile, so that reading goes on under writing."""
+    following, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, following, end) for _ in range(4))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, following, end))
+            yield item
 
 
-def blocks(data: memoryview) -> Iterator[memoryview]:
-    """Bytes, as many at a time as are best written."""
-    return (data[start : start + BLOCK] for start in range(0, data.nbytes, BLOCK))
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor; a copy's of another."""
+    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
 
 
-def _append(archive: zipfile.ZipFile, name: str, data: list[memoryview], crc: int) -> None:
-    """Append a member whose CRC is known: zipfile itself would copy it, and compute the CRC with zlib."""
+def pages_read(data: memoryview) -> Iterator[memoryview]:
+    """Bytes, a part at a time, each after a pass over its pages: mapped ones are slower to fetch under a write."""
+    for part in cut(data, PART):
+        np.frombuffer(part, np.uint8)[::PAGE].sum()
+        yield part
+
+
+def cut(data: memoryview, size: int) -> Iterator[memoryview]:
+    """Bytes, `size` at a time; of no bytes one piece."""
+    return (data[start : start + size] for start in range(0, max(1, data.nbytes), size))
+
+
+def _append(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[tuple[int, memoryview, int]]) -> None:
+    """Append a member of `_parts`: zipfile itself would copy it, and compute the CRC with zlib."""
     file, info = archive.fp, _aligned(archive, name)
     info.header_offset, info.external_attr = file.tell(), 0o600 << 16
-    info.file_size = info.compress_size = sum(part.nbytes for part in data)
-    info.CRC = crc
+    info.file_size = info.compress_size = size
+    info.CRC = 0
     file.write(info.FileHeader(zip64=True))
-    for part in data:
-        for block in blocks(part):
+    for _, part, crc in parts:
+        info.CRC = crc
+        for block in cut(part, BLOCK):
             file.write(block)
     archive.start_dir = file.tell()
+    file.seek(info.header_offset)
+    file.write(info.FileHeader(zip64=True))  # now that the CRC is known
+    file.seek(archive.start_dir)
     archive.filelist.append(info)
     archive.NameToInfo[name] = info
 

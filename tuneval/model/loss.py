@@ -133,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = weights.new_zeros(())
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = None
-        logits = hidden.new_empty(chunk, len(weight))  # of one chunk after the other: a new one would stand beside the last
+        logits = hidden.new_empty(chunk, len(weight))  # every chunk's: a new one would stand beside the last
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
             h, target = hidden[rows], targets[rows, None]
