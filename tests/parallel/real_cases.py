@@ -25,7 +25,7 @@ from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
-STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 4, 128
+STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 4, 64
 LORA, OPTIM = LoraSettings(r=8, alpha=16), OptimConfig(lr=1e-4)
 
 

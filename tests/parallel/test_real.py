@@ -1,4 +1,4 @@
-"""LoRA of a real model on two processes against one: ten steps of 4 samples, up to 128 tokens each, fp32 and bf16."""
+"""LoRA of a real model on two processes against one: ten steps of 4 samples, up to 64 tokens each, fp32 and bf16."""
 
 from __future__ import annotations
 
