@@ -90,9 +90,10 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
     if options.device_tflops:
         shares = {name: round(s["median"] * flop / options.device_tflops / 1e12, 3) for name, s in speed.items()}
         utilisation = {f"MFU of {options.device_tflops:g} TFLOP/s": shares}
+    words = [w for w in sys.argv[3:] if not w.startswith("--output") and w != str(options.output)]  # nobody's folders
     return {
         "work": f"{options.method} tuning, {options.dtype}, {options.steps} steps of {options.samples} samples",
-        "command": " ".join(["sft_speed.py", options.model.name, *sys.argv[3:]]),
+        "command": " ".join(["sft_speed.py", options.model.name, *words]),
         "useful tokens/s": speed,
         "peak GiB": {name: round(max(r["peak_bytes"] for r in rows) / 2**30, 2) for name, rows in runs.items()},
         "tuneval's ratio to": {n: round(ours / s["median"], 2) for n, s in speed.items() if ours and n != "tuneval"},
