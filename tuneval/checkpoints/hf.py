@@ -193,7 +193,7 @@ class HfSink:
             weight_map.update(dict.fromkeys(shard.header, name))
         total = sum(shard.size for shard in self._shards)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        files.write_json(self.folder / "model.safetensors.index.json", index)
+        files.write_json(self.folder / "model.safetensors.index.json", index, sync=False)
 
 
 class _ShardWriter:
