@@ -10,7 +10,7 @@ import torch
 
 from tuneval.checkpoints import streamed
 from tuneval.checkpoints.pickled import safe_load
-from tuneval.checkpoints.streamed import ALIGNMENT, Pending, ahead, save
+from tuneval.checkpoints.streamed import ALIGNMENT, Pending, save
 
 TENSORS = {
     "a": torch.arange(35, dtype=torch.float32).view(5, 7).bfloat16(),
@@ -72,25 +72,8 @@ def test_another_tensor_than_announced_is_a_bug(tmp_path):
         save({"w": Pending((2,), torch.float32, lambda: [torch.ones(3)])}, tmp_path / "t.pt")
 
 
-def test_items_are_made_four_ahead_in_order_and_their_errors_come_out():
-    started = []
-
-    def numbers():
-        for number in range(9):
-            started.append(number)
-            yield number if number != 7 else int("no number")
-
-    results = ahead(numbers())
-    assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert 7 not in started, "four ahead, no more: each holds memory"
-    assert [next(results) for _ in range(4)] == [3, 4, 5, 6]
-    with pytest.raises(ValueError, match="no number"):
-        next(results)
-    assert list(ahead([])) == []
-
-
-def test_a_tensor_of_several_parts_and_one_of_no_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(streamed, "PART", 10)
+def test_a_tensor_of_several_blocks_and_one_of_no_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(streamed, "BLOCK", 10)
     tensors = {"odd": torch.arange(33, dtype=torch.float32), "none": torch.zeros(0, 4)}
     save(
         {name: Pending(tuple(t.shape), t.dtype, lambda t=t: [t[:5], t[5:]]) for name, t in tensors.items()},

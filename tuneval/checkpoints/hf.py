@@ -10,7 +10,6 @@ import re
 import shutil
 import struct
 from contextlib import ExitStack
-from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -18,7 +17,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf_files import NAME_OF_DTYPE, stored_tensors
-from tuneval.checkpoints.streamed import BLOCK, bytes_of, cut, pages_read
+from tuneval.checkpoints.streamed import blocks_read, bytes_of
 from tuneval.errors import UserError
 
 
@@ -217,7 +216,7 @@ class _ShardWriter:
 
     def append(self, name: str, tensor: torch.Tensor) -> None:
         start = self.size
-        for block in chain.from_iterable(cut(part, BLOCK) for part in pages_read(bytes_of(tensor.cpu()))):
+        for block in blocks_read(bytes_of(tensor.cpu())):
             self.size += self.file.write(block)
         self.header[name] = {
             "dtype": NAME_OF_DTYPE[tensor.dtype],

@@ -6,28 +6,22 @@ import io
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from isal import isal_zlib
 
-T = TypeVar("T")
-
 ALIGNMENT = 64
 """torch.save starts every storage at such a byte, so that a mapped file holds aligned elements."""
-PART = 1 << 24
-"""Bytes looked at before they are written: the first of a large tensor are on their way while its last are read."""
+BLOCK = 1 << 20
+"""Bytes read, then written: a processor's second cache holds them. A write that fetches mapped pages itself is slower."""
 PAGE = 4096
-BLOCK = 1 << 18
-"""Bytes written at a time: a processor's second cache holds them, and for longer writes Linux looks for longer pages."""
 _ZIP64_EXTRA = 20
 _STORAGE_TYPES = {
     torch.bfloat16: torch.BFloat16Storage,
@@ -73,32 +67,9 @@ def save(structure: Any, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
-        for key, parts in groupby(ahead(_parts(pickler.pending)), key=itemgetter(0)):
-            _append(archive, f"{path.stem}/data/{key}", pickler.pending[key].nbytes, parts)
+        for key, pending in enumerate(pickler.pending):
+            _append(archive, f"{path.stem}/data/{key}", pending)
         archive.writestr(f"{path.stem}/version", "3\n")
-
-
-def _parts(tensors: list[Pending]) -> Iterator[tuple[int, memoryview, int]]:
-    """Number of a tensor, some of its bytes, CRC of all its bytes so far: computing it reads a mapped tensor's pages."""
-    for key, pending in enumerate(tensors):
-        pieces = pending.make()
-        shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
-        announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
-        assert announced, f"not the tensor announced, {pending.shape}"
-        crc = 0
-        for part in chain.from_iterable(cut(bytes_of(piece), PART) for piece in pieces):
-            crc = isal_zlib.crc32(part, crc)
-            yield key, part, crc
-
-
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; the next four are made in a thread meanwhile, so that reading goes on under writing."""
-    following, end = iter(items), object()
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, following, end) for _ in range(4))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, following, end))
-            yield item
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -106,29 +77,32 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
 
 
-def pages_read(data: memoryview) -> Iterator[memoryview]:
-    """Bytes, a part at a time, each after a pass over its pages: mapped ones are slower to fetch under a write."""
-    for part in cut(data, PART):
-        np.frombuffer(part, np.uint8)[::PAGE].sum()
-        yield part
+def blocks_read(data: memoryview) -> Iterator[memoryview]:
+    """`BLOCK` bytes at a time, each after a pass over its pages."""
+    for block in blocks(data):
+        np.frombuffer(block, np.uint8)[::PAGE].sum()
+        yield block
 
 
-def cut(data: memoryview, size: int) -> Iterator[memoryview]:
-    """Bytes, `size` at a time; of no bytes one piece."""
-    return (data[start : start + size] for start in range(0, max(1, data.nbytes), size))
+def blocks(data: memoryview) -> Iterator[memoryview]:
+    """`BLOCK` bytes at a time."""
+    return (data[start : start + BLOCK] for start in range(0, data.nbytes, BLOCK))
 
 
-def _append(archive: zipfile.ZipFile, name: str, size: int, parts: Iterable[tuple[int, memoryview, int]]) -> None:
-    """Append a member of `_parts`: zipfile itself would copy it, and compute the CRC with zlib."""
+def _append(archive: zipfile.ZipFile, name: str, pending: Pending) -> None:
+    """Append a member: zipfile itself would copy it, and compute the CRC with zlib."""
+    pieces = pending.make()
+    shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
+    announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
+    assert announced, f"not the tensor announced, {pending.shape}"
     file, info = archive.fp, _aligned(archive, name)
     info.header_offset, info.external_attr = file.tell(), 0o600 << 16
-    info.file_size = info.compress_size = size
+    info.file_size = info.compress_size = pending.nbytes
     info.CRC = 0
     file.write(info.FileHeader(zip64=True))
-    for _, part, crc in parts:
-        info.CRC = crc
-        for block in cut(part, BLOCK):
-            file.write(block)
+    for block in chain.from_iterable(blocks(bytes_of(piece)) for piece in pieces):
+        info.CRC = isal_zlib.crc32(block, info.CRC)  # reads a mapped tensor's pages
+        file.write(block)
     archive.start_dir = file.tell()
     file.seek(info.header_offset)
     file.write(info.FileHeader(zip64=True))  # now that the CRC is known
