@@ -19,14 +19,14 @@ from tuneval.cli import main
 from tuneval.files import read_json, read_jsonl
 
 ASSETS = Path(str(resources.files("tuneval.assets")))
-STEPS = 30
+STEPS = 16
 
 
 def sweep_file(folder: Path, **changes) -> Path:
     values = {
         "output": str(folder / "out"),
         "base": {"load": str(ASSETS / "model"), "fp32": True, "seq_length": 128, "global_batch_size": 8,
-                 "train_iters": STEPS, "eval_interval": 20, "eval_iters": 1, "save_interval": 5},
+                 "train_iters": STEPS, "eval_interval": 10, "eval_iters": 1, "save_interval": 5},
         "preprocess": {"input": str(ASSETS / "records.jsonl")},
         "evaluate": {"task_data_path": str(ASSETS / "exam"), "shots": 0, "limit": 5},
         "answers": {"prompts": ["猫头鹰属于哪一类动物？"], "greedy": True, "max_new_tokens": 8},
