@@ -156,3 +156,17 @@ def _real(variable: str) -> Path:
     if not value:
         pytest.skip(f"{variable} is not set")
     return Path(value)
+
+
+@pytest.fixture(scope="session")
+def fast_bf16() -> bool:
+    """Whether this processor has a unit for bf16. Where it has none, a real model in bf16 takes hours instead of minutes."""
+    from tuneval import runtime
+
+    return runtime.device().type != "cpu" or runtime.fp32_advantage(torch.bfloat16, trains=True) < 8
+
+
+@pytest.fixture
+def needs_fast_bf16(fast_bf16) -> None:
+    if not fast_bf16:
+        pytest.skip("this processor has no unit for bf16")

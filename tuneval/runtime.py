@@ -173,19 +173,23 @@ def missing_compiler() -> str | None:
     return None
 
 
-def fp32_advantage(dtype: torch.dtype) -> float:
+def fp32_advantage(dtype: torch.dtype, *, trains: bool) -> float:
     """How many times as fast the CPU multiplies fp32 matrices as matrices of `dtype`; takes a fraction of a second.
 
     Above 1 where the processor has no unit for the type: many laptops for bf16, and servers whose AMX is hidden.
+
+    Args:
+        trains: the backward pass's products count, too. They can be much slower than a linear layer's own.
     """
     seconds = {}
     for kind in (dtype, torch.float32):
-        a, b = torch.ones(1024, 1024, dtype=kind), torch.ones(1024, 1024, dtype=kind)
-        a @ b
+        a, b = torch.ones(512, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
         times = []
-        for _ in range(3):
+        for _ in range(4):  # the first makes kernels
             started = time.perf_counter()
-            a @ b
+            torch.nn.functional.linear(a, b)
+            if trains:
+                a @ b
             times.append(time.perf_counter() - started)
         seconds[kind] = min(times)
     return seconds[dtype] / seconds[torch.float32]

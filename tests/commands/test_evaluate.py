@@ -502,14 +502,17 @@ REAL_SUBJECTS = (
     ),
     *("law", "logic", "art_studies", "middle_school_history", "physician", "civil_servant"),
 )
+REAL_SHOTS = 2
 
 
 def real_texts(archive: Path, limit: int) -> list[str]:
     """The prompts of some questions of every real subject, in the order of the result."""
     from tuneval.evaluation.styles import prompts
 
-    read = load_exam(TASKS["ceval"], archive, "val", REAL_SUBJECTS, limit, shots=5)
-    return [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, 5)]
+    read = load_exam(TASKS["ceval"], archive, "val", REAL_SUBJECTS, limit, REAL_SHOTS)
+    return [
+        p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, REAL_SHOTS)
+    ]
 
 
 def real_loop(folder: Path, texts: list[str], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -532,6 +535,7 @@ def real_run(folder: Path, archive: Path, output: Path, dtype: str, limit: int) 
         task_data_path=archive,
         subjects=",".join(REAL_SUBJECTS),
         limit=limit,
+        shots=REAL_SHOTS,
         dtype=dtype,
         noise_questions=4,
         output=output,
@@ -556,7 +560,7 @@ def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_letters_in_bf16(real_model, real_data, tmp_path):
+def test_real_letters_in_bf16(real_model, real_data, needs_fast_bf16, tmp_path):
     """bf16: where a letter is not that of transformers' bf16 logits, the best two are within their noise."""
     archive = real_data / "ceval-exam.zip"
     result, rows = real_run(real_model, archive, tmp_path / "out", "bf16", limit=2)

@@ -1,4 +1,4 @@
-"""Twenty steps at every layout, for test_layouts.py: `torchrun ... layout_cases.py FOLDER` writes FOLDER/NAME.pt.
+"""Some steps at every layout, for test_layouts.py: `torchrun ... layout_cases.py FOLDER` writes FOLDER/NAME.pt.
 
 One torchrun of a world size runs all its cases, one after the other.
 """
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -37,8 +38,10 @@ from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
-STEPS, GLOBAL_BATCH = 20, 5
+STEPS, FEW, GLOBAL_BATCH = 20, 5, 5
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8, 11, 10, 4, 13, 30, 2, 9, 21)
+MULTIPLE, EXCHANGED = 4, 44
+"""Tokens whose exchanges are counted: two samples of 43, filled up to a multiple of the processes."""
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear")
 WHOLE = (tuple(range(4)),)
 HALVES, UNEVEN, QUARTERS = ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))
@@ -68,6 +71,7 @@ class Case:
         default_factory=lambda: BatchConfig(global_batch_size=GLOBAL_BATCH, micro_batch_tokens=24)
     )
     recompute: str | None = None
+    steps: int = STEPS
     broken: str = ""
     """What is done wrong on purpose."""
 
@@ -92,52 +96,56 @@ def pp(size: int, layers, **more) -> Layout:
 CASES = {
     "tp2": Case(tp(2), "tied"),
     "tp2 lora": Case(tp(2), lora="lora"),
-    "tp2 shared a": Case(tp(2), lora="shared"),
     "tp2 sp": Case(tp(2, sequence_parallel=True)),
     "tp2 sp lora": Case(tp(2, sequence_parallel=True), "tied", "lora"),
+    "dp2": Case(dp(2), "tied"),
+    "dp2 lora": Case(dp(2), lora="lora"),
+    "pp2": Case(pp(2, HALVES), "tied"),
+    "pp2 lora": Case(pp(2, HALVES), lora="lora"),
+    "pp2 vpp": Case(pp(2, QUARTERS), "tied"),
+    "pp2 vpp lora": Case(pp(2, QUARTERS), lora="lora"),
+    "tp4": Case(tp(4), "12 heads"),
+    "tp4 lora": Case(tp(4), "12 heads", "lora"),
+    "pp4 uneven": Case(pp(4, UNEVEN_QUARTERS), "6 layers"),
+    "pp4 uneven lora": Case(pp(4, UNEVEN_QUARTERS), "6 layers", "lora"),
+    "pp2 dp2": Case(pp(2, UNEVEN, data=2), "tied"),
+    "pp2 dp2 lora": Case(pp(2, UNEVEN, data=2), lora="lora"),
+    "tp2 pp2": Case(tp(2, HALVES, pipeline=2), "tied"),
+    "tp2 pp2 lora": Case(tp(2, HALVES, pipeline=2), lora="lora"),
+    "tp2 dp2": Case(tp(2, data=2), "tied"),
+    "tp2 dp2 lora": Case(tp(2, data=2), lora="lora"),
+    "tp2 pp2 dp2": Case(tp(2, UNEVEN, pipeline=2, data=2), "tied"),
+    "tp2 pp2 dp2 lora": Case(tp(2, UNEVEN, pipeline=2, data=2), lora="lora"),
+}
+"""Each way to cut a model, with each way to train it."""
+OTHERS = {
+    "tp2 shared a": Case(tp(2), lora="shared"),
     "tp2 qwen3": Case(tp(2), "qwen3"),
     "tp2 qwen3 sp": Case(tp(2, sequence_parallel=True), "qwen3", "lora"),
     "tp2 llama": Case(tp(2), "llama", recompute="full"),
     "tp2 llama sp": Case(tp(2, sequence_parallel=True), "llama", "lora", recompute="selective"),
     "tp2 mistral": Case(tp(2), "mistral"),
-    "dp2": Case(dp(2), "tied"),
-    "dp2 lora": Case(dp(2), lora="lora"),
     "dp2 optimizer": Case(dp(2, "optimizer"), "tied"),
     "dp2 optimizer lora": Case(dp(2, "optimizer"), lora="lora"),
     "dp2 full": Case(dp(2, "full"), "tied"),
     "dp2 full lora": Case(dp(2, "full"), lora="lora", recompute="full"),
-    "pp2": Case(pp(2, HALVES), "tied"),
-    "pp2 lora": Case(pp(2, HALVES), lora="lora"),
     "pp2 gpipe": Case(pp(2, UNEVEN, schedule="gpipe")),
-    "pp2 vpp": Case(pp(2, QUARTERS), "tied"),
-    "pp2 vpp lora": Case(pp(2, QUARTERS), lora="lora"),
-    "tp4": Case(tp(4), "12 heads"),
-    "tp4 lora": Case(tp(4), "12 heads", "lora"),
     "tp4 uneven heads": Case(tp(4), "12 heads on 3", "shared"),
     "tp4 uneven heads sp": Case(tp(4, sequence_parallel=True), "12 heads on 3"),
     "tp4 of 6 heads sp lora": Case(tp(4, sequence_parallel=True), "tied", "lora"),
     "tp4 of 6 heads qwen3": Case(tp(4), "qwen3", "lora", recompute="full"),
     "tp4 of 9 heads": Case(tp(4), "9 heads on 3"),
-    "pp4 uneven": Case(pp(4, UNEVEN_QUARTERS), "6 layers"),
-    "pp4 uneven lora": Case(pp(4, UNEVEN_QUARTERS), "6 layers", "lora"),
-    "pp2 dp2": Case(pp(2, UNEVEN, data=2), "tied"),
-    "pp2 dp2 lora": Case(pp(2, UNEVEN, data=2), lora="lora"),
     "pp2 dp2 optimizer": Case(pp(2, HALVES, data=2, sharding="optimizer"), "tied"),
     "pp2 dp2 full": Case(pp(2, HALVES, data=2, sharding="full"), "tied", "lora"),
-    "tp2 pp2": Case(tp(2, HALVES, pipeline=2), "tied"),
-    "tp2 pp2 lora": Case(tp(2, HALVES, pipeline=2), lora="lora"),
-    "tp2 dp2": Case(tp(2, data=2), "tied"),
-    "tp2 dp2 lora": Case(tp(2, data=2), lora="lora"),
     "tp2 dp2 optimizer": Case(tp(2, data=2, sharding="optimizer"), "tied"),
     "tp2 dp2 full": Case(tp(2, data=2, sharding="full", sequence_parallel=True), "tied"),
     "tp2 dp2 full lora": Case(tp(2, data=2, sharding="full", sequence_parallel=True), lora="lora"),
     "tp8": Case(tp(8), "16 heads"),
     "tp4 of 6 heads dp2 full": Case(tp(4, data=2, sharding="full", sequence_parallel=True), "tied"),
     "tp4 of 6 heads pp2 lora": Case(tp(4, HALVES, pipeline=2), lora="lora"),
-    "tp2 pp2 dp2": Case(tp(2, UNEVEN, pipeline=2, data=2), "tied"),
-    "tp2 pp2 dp2 lora": Case(tp(2, UNEVEN, pipeline=2, data=2), lora="lora"),
     "tp2 pp2 dp2 full": Case(tp(2, HALVES, pipeline=2, data=2, sharding="full", sequence_parallel=True), "tied"),
 }
+"""Other models, heads that do not divide, sharded state, ways together: the first steps show what goes wrong there."""
 BROKEN = {
     "lora A not summed": Case(tp(2), lora="lora", broken="shares not summed"),
     "norm not summed": Case(tp(2, sequence_parallel=True), broken="shares not summed"),
@@ -152,7 +160,7 @@ BROKEN = {
     "ends of heads": Case(tp(4), broken="ends of heads of another process"),
 }
 """Each goes wrong in one place, so that a comparison with one process must fail."""
-CASES |= BROKEN
+CASES |= {name: replace(case, steps=FEW) for name, case in (OTHERS | BROKEN).items()}
 
 
 def tiny(name: str):
@@ -189,7 +197,8 @@ def steps(case: Case, runner, data: SftDataset, gradients=None, share: Share | N
     order = sample_order(len(data), STEPS * GLOBAL_BATCH, 1234, True)
     batches = global_batches(data, order, case.batch, 64, share=share or Share())
     scaler = LossScaler(PrecisionConfig(fp32=True))
-    return list(train(runner, batches, optimizer, Schedule(OPTIM, STEPS, GLOBAL_BATCH), scaler, Progress()))
+    schedule = Schedule(OPTIM, STEPS, GLOBAL_BATCH)
+    return list(islice(train(runner, batches, optimizer, schedule, scaler, Progress()), case.steps))
 
 
 def one_process(case: Case, data: SftDataset) -> tuple[list[Step], dict[str, torch.Tensor]]:
@@ -225,31 +234,41 @@ def many_processes(case: Case, data: SftDataset) -> dict:
     }
 
 
-def exchanges(runner: ParallelRunner, data: SftDataset) -> dict[str, dict[str, int]]:
-    """Collectives of one micro-batch, forward (to the hidden states) and backward from there, by kind."""
+def exchanges(runner: ParallelRunner, data: SftDataset) -> dict[str, dict[str, tuple[int, int]]]:
+    """(number, bytes) of one micro-batch's collectives, forward (to the hidden states) and backward from there, by kind."""
     (decoder,) = runner.chunks
-    batch = make_global_batch(data, [11, 12], BatchConfig(), 64)  # 43 tokens
-    (m,) = alike(batch.micro_batches, 1, 4)
+    batch = make_global_batch(data, [11, 12], BatchConfig(), 64)
+    (m,) = alike(batch.micro_batches, 1, MULTIPLE)
+    assert m.input_ids.numel() == EXCHANGED
     with Exchanges() as forward:
         hidden = decoder(m.input_ids, m.position_ids, m.segments)
     with Exchanges() as backward:
         hidden.sum().backward()
-    return {"forward": dict(forward.counts), "backward": dict(backward.counts)}
+    return {"forward": forward.found(), "backward": backward.found()}
 
 
 class Exchanges(TorchDispatchMode):
-    """Counts collectives by kind. (torch's CommDebugMode also tracks modules, and loses its place in ours.)"""
+    """Counts collectives, and the bytes that this process hands them, by kind.
+
+    (torch's CommDebugMode counts no bytes; it also tracks modules, and loses its place in ours.)
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[str] = Counter()
+        self.numbers: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+
+    def found(self) -> dict[str, tuple[int, int]]:
+        return {name: (number, self.bytes[name]) for name, number in self.numbers.items()}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         if DTensor in types:
             return NotImplemented
         name = operation._opname
         if operation.namespace in ("_c10d_functional", "c10d") and name not in ("wait_tensor", "_wrap_tensor_autograd"):
-            self.counts[name] += 1
+            given = args[1] if name == "alltoall_base_" else args[0]
+            self.numbers[name] += 1
+            self.bytes[name] += given.numel() * given.element_size()
         return operation(*args, **(kwargs or {}))
 
 

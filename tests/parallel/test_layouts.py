@@ -1,4 +1,4 @@
-"""Real processes at every layout against one process: twenty steps' losses and gradient norms, weights, exchanges."""
+"""Real processes at every layout against one process: losses and gradient norms of every step, weights, exchanges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.layout_cases import BROKEN, CASES, dataset, one_process, tiny
+from parallel.layout_cases import BROKEN, CASES, EXCHANGED, dataset, one_process, tiny
 from parallel.once import once
 
 WORKER = Path(__file__).parent / "layout_cases.py"
@@ -34,8 +34,8 @@ class Launched:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         subprocess.run([*command, WORKER, self.folder], check=True, timeout=900, env=environment)
 
-    def _alone(self, model: str, lora: str) -> tuple:
-        case = next(c for c in CASES.values() if (c.model, c.lora) == (model, lora))
+    def _alone(self, model: str, lora: str, steps: int) -> tuple:
+        case = next(c for c in CASES.values() if (c.model, c.lora, c.steps) == (model, lora, steps))
         return one_process(case, self.data)
 
 
@@ -52,7 +52,7 @@ def marked(names) -> list:
 
 def check(name: str, launched: Launched) -> None:
     case, many = CASES[name], launched.many(name)
-    steps, weights = launched.alone(case.model, case.lora)
+    steps, weights = launched.alone(case.model, case.lora, case.steps)
     assert many["loss"] == pytest.approx([s.loss for s in steps], rel=1e-5)
     assert many["grad_norm"] == pytest.approx([s.grad_norm for s in steps], rel=1e-5)
     assert many["weights"].keys() == weights.keys()
@@ -61,7 +61,7 @@ def check(name: str, launched: Launched) -> None:
 
 
 @pytest.mark.parametrize("name", marked(SOUND))
-def test_twenty_steps_equal_one_process(name, launched):
+def test_every_step_equals_one_process(name, launched):
     check(name, launched)
 
 
@@ -81,16 +81,19 @@ def test_a_process_reads_only_what_it_holds(name, launched):
         assert many["read"] == many["held"]
 
 
-LAYERS = 4
+LAYERS, FP32 = 4, 4
 
 
 @pytest.mark.parametrize("name", marked(n for n in SOUND if CASES[n].counted))
 def test_two_exchanges_a_layer_and_direction(name, launched):
     """Megatron's: where blocks end, forward; where they begin, backward. One more for the embedding and the head.
 
-    Where heads do not divide, two more pass on their ends: before attention and after it.
+    Each hands over the hidden states once, no byte more. Where heads do not divide, two more pass on their ends: before
+    attention and after it.
     """
     case, found = CASES[name], launched.many(name)["exchanges"]
+    config, processes = tiny(case.model).config, case.layout.tensor
+    hidden = EXCHANGED * config.hidden_size * FP32
     into = 2 * LAYERS + 1 - (case.lora != "full")  # nothing before the first adapter wants a gradient
     out_again = 2 * LAYERS if case.lora != "full" else 2 * LAYERS + 1
     if case.layout.sequence_parallel:
@@ -98,6 +101,9 @@ def test_two_exchanges_a_layer_and_direction(name, launched):
         backward = {"all_gather_into_tensor": out_again, "reduce_scatter_tensor": into}
     else:
         forward, backward = {"all_reduce": 2 * LAYERS + 1}, {"all_reduce": into}
-    if tiny(case.model).config.num_attention_heads % case.layout.tensor:
-        forward["alltoall_base_"] = backward["alltoall_base_"] = 2 * LAYERS
-    assert found == {"forward": forward, "backward": backward}
+    ends = config.num_attention_heads % processes != 0
+    for direction, expected in (("forward", forward), ("backward", backward)):
+        passed_on = found[direction].pop("alltoall_base_", (0, 0))
+        assert passed_on[0] == (2 * LAYERS if ends else 0) and passed_on[1] < 2 * LAYERS * hidden
+        each = {"all_reduce": hidden, "reduce_scatter_tensor": hidden, "all_gather_into_tensor": hidden // processes}
+        assert found[direction] == {kind: (number, number * each[kind]) for kind, number in expected.items()}

@@ -11,6 +11,7 @@ from typing import Any
 
 from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.commands.number_type import tell_slow_type
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
 from tuneval.data.template import Template
@@ -82,6 +83,7 @@ class Examination:
 
 def load(config: EvaluateConfig) -> Loaded:
     """The model to score, or this process's part of it."""
+    tell_slow_type(config.dtype, "--dtype ", trains=False)
     return load_model(
         config.load,
         config.dtype,

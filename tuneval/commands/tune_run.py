@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tuneval import console, runtime
 from tuneval.checkpoints import resume
+from tuneval.commands.number_type import tell_slow_type
 from tuneval.commands.tune_log import RunLog
 from tuneval.commands.tune_model import TunedModel
 from tuneval.commands.tune_output import output_folder, write_output
@@ -33,7 +34,7 @@ class TuneRun:
         self.plan, config = plan, plan.config
         self.folder = Path(config.save.save)
         self.progress = Progress()
-        _tell_slow_type(config.precision.dtype)
+        tell_slow_type(config.precision.dtype, "--", trains=True)
         several = f" on {plan.layout.world_size} processes, {plan.layout}" if plan.layout.world_size > 1 else ""
         console.note(f"loading {config.model.load} as {config.precision.dtype}{several}")
         if plan.compiles:
@@ -182,17 +183,6 @@ class TuneRun:
         of_one = " of the process that needs most" if self.mesh.grid is not None else ""
         notes.append(f"peak memory {peak / 2**30:.2f} GiB{of_one}")
         log.say(f"finished: {result} ({', '.join(notes)})")
-
-
-def _tell_slow_type(dtype: str) -> None:
-    if runtime.device().type != "cpu" or dtype == "fp32":
-        return
-    advantage = runtime.fp32_advantage(runtime.DTYPES[dtype])
-    if advantage > 1.25:
-        console.note(
-            f"--{dtype}: this processor multiplies fp32 matrices {advantage:.1f} times as fast; --fp32 may train "
-            "faster, with twice the memory for weights and activations"
-        )
 
 
 @contextmanager

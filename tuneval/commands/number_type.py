@@ -1,0 +1,26 @@
+"""A word where the chosen number type is slow on this machine, for commands that multiply large matrices."""
+
+from __future__ import annotations
+
+from tuneval import console, runtime
+
+WORTH_A_WORD = 1.25
+"""Times as fast as the chosen type."""
+
+
+def tell_slow_type(dtype: str, flag: str, *, trains: bool) -> None:
+    """Say so if this processor computes much faster in fp32.
+
+    Args:
+        dtype: `bf16`, `fp16` or `fp32`.
+        flag: what stands before a type on the command line: `--`, or `--dtype ` with its space.
+        trains: whether a backward pass follows.
+    """
+    if runtime.device().type != "cpu" or dtype == "fp32":
+        return
+    advantage = runtime.fp32_advantage(runtime.DTYPES[dtype], trains=trains)
+    if advantage > WORTH_A_WORD:
+        console.note(
+            f"{flag}{dtype}: this processor multiplies fp32 matrices {advantage:.1f} times as fast; {flag}fp32 may be "
+            f"faster, with twice the memory for weights{' and activations' if trains else ''}"
+        )
