@@ -19,6 +19,7 @@ from functools import lru_cache, partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,21 +196,39 @@ def fp32_advantage(dtype: torch.dtype, *, trains: bool) -> float:
     return seconds[dtype] / seconds[torch.float32]
 
 
-def packs_linear(dtype: torch.dtype) -> bool:
-    """Whether this CPU's matrix products take weights of `dtype` that oneDNN has laid out for them beforehand."""
-    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+def packs_linear(weight: torch.Tensor) -> bool:
+    """Whether this CPU multiplies faster with `weight` laid out beforehand: bf16, by oneDNN or, without a unit for it, FBGEMM.
+
+    FBGEMM keeps fp16, which has more digits than bf16 and a smaller range: weights beyond it stay as they are.
+    """
+    if weight.dtype != torch.bfloat16:
         return False
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return multiplies_bf16() or ("fbgemm" in torch.backends.quantized.supported_engines and _in_fp16s_range(weight))
 
 
-def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A linear layer's weight [out_features, in_features], laid out by oneDNN; only `packed_linear` can use it."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+def multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU. Where it does not, torch's own product takes many times fp32's time."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def packed_linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _in_fp16s_range(weight: torch.Tensor) -> bool:
+    least, most = weight.aminmax()
+    return max(-least.item(), most.item()) <= torch.finfo(torch.float16).max
+
+
+def pack_weight(weight: torch.Tensor) -> Any:
+    """A linear layer's weight [out_features, in_features], laid out; only `packed_linear` can use it."""
+    if multiplies_bf16():
+        return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+    return torch.ops.quantized.linear_prepack_fp16(weight.float(), None)
+
+
+def packed_linear(x: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
     """[..., in_features] -> [..., out_features], by a weight of `pack_weight`."""
-    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    if isinstance(packed, torch.Tensor):
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    y = torch.ops.quantized.linear_dynamic_fp16(x.float(), packed)  # the activations stay fp32, whatever its name says
+    return (y if bias is None else y.add_(bias)).to(x.dtype)
 
 
 def mend_pipelining() -> None:

@@ -502,17 +502,14 @@ REAL_SUBJECTS = (
     ),
     *("law", "logic", "art_studies", "middle_school_history", "physician", "civil_servant"),
 )
-REAL_SHOTS = 2
 
 
-def real_texts(archive: Path, limit: int) -> list[str]:
+def real_texts(archive: Path, limit: int, shots: int) -> list[str]:
     """The prompts of some questions of every real subject, in the order of the result."""
     from tuneval.evaluation.styles import prompts
 
-    read = load_exam(TASKS["ceval"], archive, "val", REAL_SUBJECTS, limit, REAL_SHOTS)
-    return [
-        p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, REAL_SHOTS)
-    ]
+    read = load_exam(TASKS["ceval"], archive, "val", REAL_SUBJECTS, limit, shots)
+    return [p.text for subject in read.subjects for p in prompts(STYLES["ceval", "official"], read, subject, shots)]
 
 
 def real_loop(folder: Path, texts: list[str], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -529,13 +526,15 @@ def real_loop(folder: Path, texts: list[str], dtype: torch.dtype) -> list[torch.
         ]
 
 
-def real_run(folder: Path, archive: Path, output: Path, dtype: str, limit: int) -> tuple[EvalResult, list[Prediction]]:
+def real_run(
+    folder: Path, archive: Path, output: Path, dtype: str, limit: int, shots: int
+) -> tuple[EvalResult, list[Prediction]]:
     config = EvaluateConfig(
         load=folder,
         task_data_path=archive,
         subjects=",".join(REAL_SUBJECTS),
         limit=limit,
-        shots=REAL_SHOTS,
+        shots=shots,
         dtype=dtype,
         noise_questions=4,
         output=output,
@@ -549,8 +548,8 @@ def real_run(folder: Path, archive: Path, output: Path, dtype: str, limit: int) 
 def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
     """Twelve real subjects, fp32: the letters of one-question-at-a-time transformers, exactly."""
     archive = real_data / "ceval-exam.zip"
-    result, rows = real_run(real_model, archive, tmp_path / "out", "fp32", limit=1)
-    expected = real_loop(real_model, real_texts(archive, 1), torch.float32)
+    result, rows = real_run(real_model, archive, tmp_path / "out", "fp32", limit=1, shots=1)
+    expected = real_loop(real_model, real_texts(archive, limit=1, shots=1), torch.float32)
     assert len(result.subjects) == len(expected) == len(rows) == 12
     assert [r.prediction for r in rows] == ["ABCD"[int(e.argmax())] for e in expected]
     actual = torch.tensor([list(r.scores.values()) for r in rows])
@@ -563,8 +562,8 @@ def test_real_letters_equal_a_plain_loop(real_model, real_data, tmp_path):
 def test_real_letters_in_bf16(real_model, real_data, needs_fast_bf16, tmp_path):
     """bf16: where a letter is not that of transformers' bf16 logits, the best two are within their noise."""
     archive = real_data / "ceval-exam.zip"
-    result, rows = real_run(real_model, archive, tmp_path / "out", "bf16", limit=2)
-    expected = real_loop(real_model, real_texts(archive, 2), torch.bfloat16)
+    result, rows = real_run(real_model, archive, tmp_path / "out", "bf16", limit=2, shots=5)
+    expected = real_loop(real_model, real_texts(archive, limit=2, shots=5), torch.bfloat16)
     noise = max(result.noise["largest"], *(bf16_step(float(e.max())) for e in expected))
     moved = [r for r, e in zip(rows, expected, strict=True) if "ABCD"[int(e.argmax())] != r.prediction]
     assert all(r.margin < 2 * noise for r in moved), [(r.subject, r.id, r.margin) for r in moved]

@@ -18,7 +18,9 @@ from tuneval.inference.linear import FEW_ROWS, Int8Linear, PackedLinear, speed_u
 
 PROMPTS = [[5, 9, 33, 70], [8], [100, 101, 102, 103, 104, 105, 106, 7], [44, 45, 46]]
 GREEDY = SamplingConfig(max_new_tokens=12, greedy=True)
-packs = pytest.mark.skipif(not runtime.packs_linear(torch.bfloat16), reason="oneDNN has no bf16 products here")
+packs = pytest.mark.skipif(
+    not runtime.packs_linear(torch.ones(1, 1, dtype=torch.bfloat16)), reason="no products with laid-out weights here"
+)
 
 
 def layer(bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
@@ -45,6 +47,11 @@ def test_answers_stay_the_same(tmp_path, tokenizer):
     speed_up(fast)
     assert isinstance(fast.model.lm_head, PackedLinear)
     assert generate(fast, PROMPTS, GREEDY, [3]) == generate(plain, PROMPTS, GREEDY, [3])
+
+
+def test_a_weight_that_its_layout_cannot_hold_stays_as_it_is():
+    large = torch.full((4, 8), 1e6, dtype=torch.bfloat16)
+    assert runtime.packs_linear(large) is runtime.multiplies_bf16(), "oneDNN keeps bf16, FBGEMM fp16"
 
 
 def test_fp32_stays_as_it_is(tmp_path, tokenizer):

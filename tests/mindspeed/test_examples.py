@@ -205,11 +205,12 @@ def test_the_0point5b_set_runs_on_the_real_model(tmp_path, real_model, real_data
     with zipfile.ZipFile(real_data / "ceval-exam.zip") as exam:
         exam.extractall(tmp_path / "ceval")
     run = starter(tmp_path, HF_DIR="hf", TOKENIZER_PATH="hf", CKPT_DIR="mcore", CKPT_LOAD_DIR="mcore")
-    one = {"TP": "1", "NPROC_PER_NODE": "1", "SEQ_LENGTH": "1024", "PRECISION": "--bf16" if fast_bf16 else "--fp32"}
+    one = {"TP": "1", "NPROC_PER_NODE": "1", "SEQ_LENGTH": "1024", "GBS": "2"}
+    one["PRECISION"] = "--bf16" if fast_bf16 else "--fp32"
     run("ckpt_convert_qwen25_0point5b_hf2mcore")
     run("data_convert_qwen25_0point5b_instruction", INPUT="alpaca.json", OUTPUT_PREFIX="data/alpaca")
     said = run("tune_qwen25_0point5b_lora_ptd", CKPT_SAVE_DIR="lora", DATA_PATH="data/alpaca", TRAIN_ITERS="2", **one)
-    assert " iteration        2/       2 | consumed samples:           16 |" in said
+    assert " iteration        2/       2 | consumed samples:            4 |" in said
     answer = run("generate_qwen25_0point5b_lora_ptd", CHECKPOINT="mcore", CHECKPOINT_LORA="lora/mcore", TASK="greedy",
                  MAX_NEW_TOKENS="16", **one)  # fmt: skip
     assert "I'm just a computer program" in answer

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
-STEPS, FEW, GLOBAL_BATCH = 20, 5, 5
+STEPS, FEW, GLOBAL_BATCH = 20, 3, 5
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8, 11, 10, 4, 13, 30, 2, 9, 21)
 MULTIPLE, EXCHANGED = 4, 44
 """Tokens whose exchanges are counted: two samples of 43, filled up to a multiple of the processes."""
@@ -67,13 +67,16 @@ class Case:
     layout: Layout
     model: str = "untied"
     lora: str = "full"
-    batch: BatchConfig = field(
-        default_factory=lambda: BatchConfig(global_batch_size=GLOBAL_BATCH, micro_batch_tokens=24)
-    )
     recompute: str | None = None
     steps: int = STEPS
     broken: str = ""
     """What is done wrong on purpose."""
+
+    @property
+    def batch(self) -> BatchConfig:
+        """Two or three micro-batches a step, for a pipeline, else one or two: each costs tensor parallelism dozens of exchanges."""
+        tokens = 24 if self.layout.pipeline > 1 else 48
+        return BatchConfig(global_batch_size=GLOBAL_BATCH, micro_batch_tokens=tokens)
 
     @property
     def counted(self) -> bool:

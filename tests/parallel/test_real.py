@@ -44,14 +44,16 @@ def curves(real_model, real_data, tmp_path_factory):
     return once(run)
 
 
-@pytest.mark.parametrize(("layout", "norm_tolerance"), [("1 2", 1e-5), ("2 1", 1e-4)], ids=["PP 2", "TP 2"])
-def test_ten_steps_equal_one_process(layout, norm_tolerance, curves):
+@pytest.mark.parametrize(
+    ("layout", "loss_tolerance", "norm_tolerance"), [("1 2", 1e-5, 1e-5), ("2 1", 5e-5, 3e-4)], ids=["PP 2", "TP 2"]
+)
+def test_ten_steps_equal_one_process(layout, loss_tolerance, norm_tolerance, curves):
     """Stages compute the same sums; tensor parallelism adds them up in another order, which this model's few very large
 
     activations show (measured: PP 2 losses within 2e-7 and norms within 4e-7, TP 2 within 8e-6 and 5e-5).
     """
     one, many = curves("fp32"), curves("fp32", layout)
-    assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert many["loss"] == pytest.approx(one["loss"], rel=loss_tolerance)
     assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=norm_tolerance)
     assert one["loss"][-1] != pytest.approx(one["loss"][0], rel=1e-2)  # they are different steps
 

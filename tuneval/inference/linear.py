@@ -1,7 +1,8 @@
-"""Linear layers of a model that only answers, on a CPU: laid out as the matrix unit reads them, or as 8-bit integers.
+"""Linear layers of a model that only answers, on a CPU: laid out as its products read them, or as 8-bit integers.
 
 A token of a single answer reads every weight once, so its time is the memory's. torch's bf16 product of a matrix with one
-row reaches less than half of what oneDNN's does on a weight laid out beforehand, with the same result.
+row reaches less than half of what oneDNN's does on a weight laid out beforehand, with the same result. On a processor
+without a unit for bf16, products of many rows are slower still, up to eight times; FBGEMM's compute in fp32.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ def speed_up(loaded: Loaded, quantize: str | None = None) -> None:
         where = f"is on {model.device.type}" if model.device.type != "cpu" else "is shared by processes"
         raise UserError(f"--quantize {quantize}: is for one process on a CPU, and the model {where}. Leave it out")
     make = Int8Linear if quantize is not None else PackedLinear
-    if not plain or (quantize is None and not runtime.packs_linear(model.dtype)):
+    if not plain:
         return
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and (quantize is not None or runtime.packs_linear(module.weight)):
             model.set_submodule(name, make(module))
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight oneDNN has laid out. bf16.
+    """A linear layer whose weight is laid out for the CPU's products. bf16.
 
     Args:
         linear: the layer it stands for.
@@ -82,6 +83,7 @@ class Int8Linear(nn.Module):
         if len(rows) <= FEW_ROWS:
             y = torch._weight_int8pack_mm(rows, self.quantized, self.scale)
         else:
-            y = nn.functional.linear(rows, self.quantized.to(x.dtype)) * self.scale
+            wide = x.dtype if runtime.multiplies_bf16() else torch.float32
+            y = (nn.functional.linear(rows.to(wide), self.quantized.to(wide)) * self.scale).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
