@@ -2,10 +2,12 @@
 
 import pickle
 import random
+from enum import Enum
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from tuneval.checkpoints.resume import latest_step, load_state, remove_partial, save_state, set_aside, steps
 from tuneval.errors import UserError
@@ -90,6 +92,39 @@ def test_an_index_that_wants_to_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing was run"):
         load_state(tmp_path, 1, tensors(1))
     assert not marker.exists()
+
+
+class OlderPickler(pickle.Pickler):
+    """Writes members of enumerations as Python 3.11.0 to 3.11.3 do; 3.11.2 is the Python of Debian 12."""
+
+    def reducer_override(self, thing):
+        return (getattr, (type(thing), thing.name)) if isinstance(thing, Enum) else NotImplemented
+
+
+def test_an_index_by_an_older_python_is_read(tmp_path):
+    saved, loaded = tensors(1), tensors(2)
+    folder = save_state(tmp_path, 1, saved, {}, keep=1)
+    index = dcp.FileSystemReader(folder).read_metadata()
+    with open(folder / ".metadata", "wb") as file:
+        OlderPickler(file).dump(index)
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    load_state(tmp_path, 1, loaded)
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("asked", [(torch.Size, "numel"), (torch.float32, "to_real"), ("text", "format")], ids=str)
+def test_no_attribute_is_looked_up_for_an_index(tmp_path, asked):
+    folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
+
+    class Asks:
+        def __reduce__(self):
+            return getattr, asked
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Asks()))
+    with pytest.raises(
+        UserError, match=f"asks for the attribute '{asked[1]}', which no checkpoint needs; nothing was run"
+    ):
+        load_state(tmp_path, 1, tensors(1))
 
 
 def test_a_full_disk_is_told_before_writing(tmp_path):

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -194,12 +195,21 @@ class _MetadataUnpickler(pickle.Unpickler):
     _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member
         found = super().find_class(module, name) if module in (*self._MODULES, "torch") and "." not in name else None
         ours = isinstance(found, type) and found.__module__ in self._MODULES
         plain = found is torch.Size or isinstance(found, (torch.dtype, torch.memory_format, torch.layout))
         if ours or plain or (module, name) in _HARMLESS:
             return found if found is not None else super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs; nothing was run")
+
+
+def _enum_member(kind: Any, name: str) -> Enum:
+    """What Python 3.11.0 to 3.11.3 asks of `getattr` for a member of an enumeration; nothing else is looked up."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
+        return kind[name]
+    raise pickle.UnpicklingError(f"it asks for the attribute {name!r}, which no checkpoint needs; nothing was run")
 
 
 _HARMLESS = {("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
