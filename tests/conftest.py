@@ -163,7 +163,7 @@ def fast_bf16() -> bool:
     """Whether this processor has a unit for bf16. Where it has none, a real model in bf16 takes hours instead of minutes."""
     from tuneval import runtime
 
-    return runtime.device().type != "cpu" or runtime.fp32_advantage(torch.bfloat16, trains=True) < 8
+    return runtime.device().type != "cpu" or runtime.multiplies_bf16()
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from tuneval.training.schedule import Schedule
 STEPS, FEW, GLOBAL_BATCH = 20, 3, 5
 LENGTHS = (5, 9, 3, 7, 12, 4, 6, 8, 11, 10, 4, 13, 30, 2, 9, 21)
 MULTIPLE, EXCHANGED = 4, 44
-"""Tokens whose exchanges are counted: two samples of 43, filled up to a multiple of the processes."""
+"""Tokens whose exchanges are counted: the 43 of two samples, filled up to a multiple of the processes."""
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.5, lr_decay_style="linear")
 WHOLE = (tuple(range(4)),)
 HALVES, UNEVEN, QUARTERS = ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))
