@@ -4,7 +4,8 @@
 
 Engines take turns, each in a new process: the prompt of every engine is the same, answers are greedy and of exactly
 `--tokens` tokens. The time of a first answer of 8 tokens is left out, so the prompt's own pass counts. The limit is reading the
-layers' and the head's weights once a token, at the speed of summing 1 GB of numbers in this call.
+layers' and the head's weights once a token, at the speed of summing 1 GB of numbers in this call. A further answer of each of
+tuneval's engines, a clock around every linear layer, tells their share of a token's time.
 
 Quality of 8 bits: perplexity of bf16, 8 bits and fp32 on the answers' own kind of text (with --text FILE), and letters on
 C-Eval questions that change (with --exam).
@@ -16,6 +17,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from tuneval import runtime
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.config.schema import SamplingConfig
 from tuneval.inference.generate import generate
-from tuneval.inference.linear import speed_up
+from tuneval.inference.linear import Int8Linear, PackedLinear, speed_up
 
 PROMPT = "请介绍一下如何保持健康的生活方式。\n\n"
 BATCH = 16
@@ -75,6 +78,7 @@ def summary(options: argparse.Namespace, runs: dict[str, list[dict]]) -> dict:
         "same text as transformers": {
             n: rows[0]["text"] == runs["transformers"][0]["text"] for n, rows in runs.items() if "transformers" in runs
         },
+        "linear layers of a step": {n: rows[0]["linear"] for n, rows in runs.items() if "linear" in rows[0]},
         "peak GB": {n: round(max(r["peak_bytes"] for r in rows) / 1e9, 2) for n, rows in runs.items()},
     }
 
@@ -104,7 +108,32 @@ def run_tuneval(options: argparse.Namespace, batch: int = 1, quantize: str | Non
     def answer(tokens: int) -> list[list[int]]:
         return generate(loaded, [prompt] * batch, SamplingConfig(greedy=True, max_new_tokens=tokens), ())
 
-    return timed(answer, options.tokens, size, loaded.tokenizer)
+    found = timed(answer, options.tokens, size, loaded.tokenizer)
+    return {**found, "linear": in_linear_layers(loaded.model, answer, options.tokens, size)}
+
+
+def in_linear_layers(model: torch.nn.Module, answer, tokens: int, size: float) -> dict[str, float]:
+    """Milliseconds of a step within the linear layers and in all, the prompt's pass included; what those read a second."""
+    seconds = 0.0
+
+    def clocked(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        nonlocal seconds
+        started = time.perf_counter()
+        y = forward(x)
+        seconds += time.perf_counter() - started
+        return y
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | PackedLinear | Int8Linear):
+            module.forward = partial(clocked, module.forward)
+    started = time.perf_counter()
+    answer(tokens)
+    whole = time.perf_counter() - started
+    return {
+        "ms": round(1e3 * seconds / tokens, 1),
+        "ms in all": round(1e3 * whole / tokens, 1),
+        "GB/s": round(size * tokens / seconds / 1e9, 1),
+    }
 
 
 def run_transformers(options: argparse.Namespace, batch: int = 1) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,21 @@ def test_an_8_bit_model_answers_and_is_near(tmp_path, tokenizer):
         a, b = (m.model(ids).logits for m in (plain, short))
     assert 0 < (a - b).norm() / a.norm() < 0.03
     assert all(generate(short, PROMPTS, GREEDY, [3]))
+
+
+def test_each_weight_is_freed_once_its_layer_is_exchanged(tmp_path, tokenizer, monkeypatch):
+    loaded = load_model(lively_folder(tmp_path / "model", tokenizer, "qwen2"), "fp32")
+    weights = [weakref.ref(m.weight) for m in loaded.model.modules() if isinstance(m, nn.Linear)]
+    held = []
+
+    class Counted(Int8Linear):
+        def __init__(self, linear: nn.Linear) -> None:
+            held.append(sum(weight() is not None for weight in weights))
+            super().__init__(linear)
+
+    monkeypatch.setattr("tuneval.inference.linear.Int8Linear", Counted)
+    speed_up(loaded, "int8")
+    assert held == list(range(len(weights), 0, -1))
 
 
 def test_a_shared_model_is_refused_8_bits(tmp_path, tokenizer):

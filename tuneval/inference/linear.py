@@ -36,9 +36,11 @@ def speed_up(loaded: Loaded, quantize: str | None = None) -> None:
     make = Int8Linear if quantize is not None else PackedLinear
     if not plain:
         return
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and (quantize is not None or runtime.packs_linear(module.weight)):
-            model.set_submodule(name, make(module))
+    # A list of names, not of layers: the weight of each is freed once it is exchanged.
+    for name in [name for name, module in model.named_modules() if type(module) is nn.Linear]:
+        linear = model.get_submodule(name)
+        if quantize is not None or runtime.packs_linear(linear.weight):
+            model.set_submodule(name, make(linear))
 
 
 class PackedLinear(nn.Module):
@@ -50,12 +52,12 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.bias = linear.bias
-        self._packed = runtime.pack_weight(linear.weight.detach())
+        bias = None if linear.bias is None else linear.bias.detach()
+        self._product = runtime.packed_linear(linear.weight.detach(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] -> [..., out_features]"""
-        return runtime.packed_linear(x, self._packed, self.bias)
+        return self._product(x)
 
 
 class Int8Linear(nn.Module):

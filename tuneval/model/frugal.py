@@ -41,7 +41,7 @@ class FrugalRMSNorm(torch.nn.Module):
     """weight * x / sqrt(mean(x^2) + eps), the division in fp32; keeps x."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_compiling():  # torch.compile decides itself what to keep
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # torch.compile decides itself what to keep
             return _rms_norm(hidden_states, self.weight, self.variance_epsilon)
         return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
@@ -63,8 +63,10 @@ class FrugalMLP(torch.nn.Module):
         gate, up = self.gate_proj(x), self.up_proj(x)
         if torch.compiler.is_compiling():
             return self.down_proj(silu(gate) * up)
+        if not torch.is_grad_enabled():
+            return self.down_proj(silu(gate).mul_(up))
         product = _GatedSilu.apply(gate, up)
-        if self.keeps_product or not torch.is_grad_enabled():
+        if self.keeps_product:
             return self.down_proj(product)
         # The layer's weights, or its adapter's, need the product once more in the backward pass.
         storage, gate, up = product.untyped_storage()._cdata, gate.detach(), up.detach()
