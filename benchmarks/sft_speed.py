@@ -11,6 +11,8 @@ DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a ne
     tuneval-no-flash  an accelerator's without flash attention: a call for each sample
     trainer           transformers.Trainer, batches padded to the longest, gradient checkpointing (its users' default)
     trainer-packed    the same, each batch in one row (DataCollatorWithFlattening)
+    trainer-fp32      as trainer, in fp32 whatever --dtype says: the trainer's way on a processor without a unit for bf16
+    trainer-packed-fp32
     trainer-mixed     as trainer, with fp32 weights and bf16 autocast (--bf16): full tuning with the state that tuneval keeps
 
 A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first two
@@ -139,11 +141,11 @@ def run_tuneval(options: argparse.Namespace, compile: bool = False, flash: bool 
     }
 
 
-def run_trainer(options: argparse.Namespace, packed: bool = False, mixed: bool = False) -> dict:
+def run_trainer(options: argparse.Namespace, packed: bool = False, mixed: bool = False, fp32: bool = False) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    dtype = runtime.DTYPES["fp32" if mixed else options.dtype]
+    dtype = runtime.DTYPES["fp32" if mixed or fp32 else options.dtype]
     if options.random_weights or options.seven_billion:
         with runtime.device():
             config = config_of(options.model, options.seven_billion)
@@ -228,6 +230,8 @@ ENGINES = {
     "tuneval-no-flash": lambda options: run_tuneval(options, flash=False),
     "trainer": run_trainer,
     "trainer-packed": lambda options: run_trainer(options, packed=True),
+    "trainer-fp32": lambda options: run_trainer(options, fp32=True),
+    "trainer-packed-fp32": lambda options: run_trainer(options, packed=True, fp32=True),
     "trainer-mixed": lambda options: run_trainer(options, mixed=True),
 }
 

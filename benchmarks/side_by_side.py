@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2Con
 
 from tuneval import runtime
 from tuneval.model.build import build_model, empty_model
+from tuneval.wide_products import widen_products
 
 SHAPE_OF_7B = {
     "vocab_size": 152064,
@@ -98,6 +99,7 @@ def gemm_limit(config: PretrainedConfig, dtype: torch.dtype, products: int, toke
         By the sum over all layers and the head of the median time of each shape: 2, 4 or 6 operations per parameter and
         token, the usual count. (Trained positions alone need the head, so a step may do with a little less.)
     """
+    widen_products()  # as every command of tuneval has it
     device = runtime.device()
     shapes = _linear_shapes(config)
     return tokens / sum(count * _seconds(shape, dtype, products, device, tokens) for shape, count in shapes.items())

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tuneval.wide_products import widen_products
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+widen_products()  # as every command does, so that transformers' own models in bf16 take minutes on any processor, too
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 4, 6, 2, 8, 40, 352
 CHAT_TEMPLATE = (
@@ -156,17 +159,3 @@ def _real(variable: str) -> Path:
     if not value:
         pytest.skip(f"{variable} is not set")
     return Path(value)
-
-
-@pytest.fixture(scope="session")
-def fast_bf16() -> bool:
-    """Whether this processor has a unit for bf16. Where it has none, a real model in bf16 takes hours instead of minutes."""
-    from tuneval import runtime
-
-    return runtime.device().type != "cpu" or runtime.multiplies_bf16()
-
-
-@pytest.fixture
-def needs_fast_bf16(fast_bf16) -> None:
-    if not fast_bf16:
-        pytest.skip("this processor has no unit for bf16")

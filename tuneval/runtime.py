@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tuneval.wide_products import multiplies, widen_products
+
 # It warns of kernels for 4-bit products, which nothing here uses, as soon as peft, wherever it is installed, imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -92,6 +94,7 @@ def prepare() -> None:
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "64")
     _keep_freed_memory()
+    widen_products()
 
 
 def _keep_freed_memory() -> None:
@@ -202,12 +205,9 @@ def packs_linear(weight: torch.Tensor) -> bool:
     """
     if weight.dtype != torch.bfloat16:
         return False
-    return multiplies_bf16() or ("fbgemm" in torch.backends.quantized.supported_engines and _in_fp16s_range(weight))
-
-
-def multiplies_bf16() -> bool:
-    """Whether oneDNN multiplies bf16 matrices on this CPU. Where it does not, torch's own product takes many times fp32's time."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return multiplies(torch.bfloat16) or (
+        "fbgemm" in torch.backends.quantized.supported_engines and _in_fp16s_range(weight)
+    )
 
 
 def _in_fp16s_range(weight: torch.Tensor) -> bool:
@@ -218,7 +218,7 @@ def _in_fp16s_range(weight: torch.Tensor) -> bool:
 def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """The product [..., in_features] -> [..., out_features] with a weight that `packs_linear` takes, laid out here and now."""
     # `.default`: choosing between overloads takes 5 us a call, and there are 169 calls a token in a small model.
-    if multiplies_bf16():
+    if multiplies(torch.bfloat16):
         laid_out, product = (
             torch.ops.mkldnn._reorder_linear_weight(weight, 1),
             torch.ops.mkldnn._linear_pointwise.default,

@@ -16,6 +16,7 @@ from tuneval.config.schema import SamplingConfig
 from tuneval.errors import UserError
 from tuneval.inference.generate import generate
 from tuneval.inference.linear import FEW_ROWS, Int8Linear, PackedLinear, speed_up
+from tuneval.wide_products import multiplies
 
 PROMPTS = [[5, 9, 33, 70], [8], [100, 101, 102, 103, 104, 105, 106, 7], [44, 45, 46]]
 GREEDY = SamplingConfig(max_new_tokens=12, greedy=True)
@@ -52,7 +53,7 @@ def test_answers_stay_the_same(tmp_path, tokenizer):
 
 def test_a_weight_that_its_layout_cannot_hold_stays_as_it_is():
     large = torch.full((4, 8), 1e6, dtype=torch.bfloat16)
-    assert runtime.packs_linear(large) is runtime.multiplies_bf16(), "oneDNN keeps bf16, FBGEMM fp16"
+    assert runtime.packs_linear(large) is multiplies(torch.bfloat16), "oneDNN keeps bf16, FBGEMM fp16"
 
 
 def test_fp32_stays_as_it_is(tmp_path, tokenizer):

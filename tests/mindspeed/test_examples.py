@@ -193,7 +193,7 @@ def test_the_0point5b_set_runs_from_end_to_end_on_the_embedded_model(tmp_path):
 
 
 @pytest.mark.real
-def test_the_0point5b_set_runs_on_the_real_model(tmp_path, real_model, real_data, fast_bf16):
+def test_the_0point5b_set_runs_on_the_real_model(tmp_path, real_model, real_data):
     """At TP 2 on disk, at the TP of the variables in the processes; merged back, it is what the adapter computes."""
     from tuneval import cli
 
@@ -206,7 +206,6 @@ def test_the_0point5b_set_runs_on_the_real_model(tmp_path, real_model, real_data
         exam.extractall(tmp_path / "ceval")
     run = starter(tmp_path, HF_DIR="hf", TOKENIZER_PATH="hf", CKPT_DIR="mcore", CKPT_LOAD_DIR="mcore")
     one = {"TP": "1", "NPROC_PER_NODE": "1", "SEQ_LENGTH": "1024", "GBS": "2"}
-    one["PRECISION"] = "--bf16" if fast_bf16 else "--fp32"
     run("ckpt_convert_qwen25_0point5b_hf2mcore")
     run("data_convert_qwen25_0point5b_instruction", INPUT="alpaca.json", OUTPUT_PREFIX="data/alpaca")
     said = run("tune_qwen25_0point5b_lora_ptd", CKPT_SAVE_DIR="lora", DATA_PATH="data/alpaca", TRAIN_ITERS="2", **one)

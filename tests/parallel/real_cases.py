@@ -25,7 +25,7 @@ from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
-STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 4, 64
+STEPS, GLOBAL_BATCH, SEQ_LENGTH = 10, 2, 64
 LORA, OPTIM = LoraSettings(r=8, alpha=16), OptimConfig(lr=1e-4)
 
 
@@ -51,6 +51,7 @@ def curve(source: HfSource, data: SftDataset, dtype: torch.dtype, layout: list[i
 
 if __name__ == "__main__":
     model, prefix, out, dtype, *layout = sys.argv[1:]
+    runtime.prepare()
     if layout:
         dist.init_process_group("gloo")
     found = curve(HfSource(Path(model)), SftDataset(prefix), runtime.DTYPES[dtype], [int(n) for n in layout])

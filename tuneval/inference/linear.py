@@ -1,8 +1,8 @@
 """Linear layers of a model that only answers, on a CPU: laid out as its products read them, or as 8-bit integers.
 
 A token of a single answer reads every weight once, so its time is the memory's. torch's bf16 product of a matrix with one
-row reaches less than half of what oneDNN's does on a weight laid out beforehand, with the same result. On a processor
-without a unit for bf16, products of many rows are slower still, up to eight times; FBGEMM's compute in fp32.
+row reaches less than half of what oneDNN's does on a weight laid out beforehand, with the same result. FBGEMM's do it on a
+processor without a unit for bf16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import nn
 from tuneval import runtime
 from tuneval.checkpoints.load import Loaded
 from tuneval.errors import UserError
+from tuneval.wide_products import multiplies
 
 FEW_ROWS = 16
 """Rows up to which the 8-bit product is faster than turning the weight back first."""
@@ -85,7 +86,7 @@ class Int8Linear(nn.Module):
         if len(rows) <= FEW_ROWS:
             y = torch._weight_int8pack_mm(rows, self.quantized, self.scale)
         else:
-            wide = x.dtype if runtime.multiplies_bf16() else torch.float32
+            wide = x.dtype if multiplies(torch.bfloat16) else torch.float32
             y = (nn.functional.linear(rows.to(wide), self.quantized.to(wide)) * self.scale).to(x.dtype)
         y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], -1)
