@@ -7,11 +7,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
-errors files console cores runtime
+errors files console cores wide_products runtime
 config.schema config.fields config.compatibility config.flags config.words config.mindspeed_tune config.mindspeed_answers config.mindspeed
 parallel.mesh parallel.peers launch
 data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
-model.weight_map model.attention model.frugal model.build model.decoder model.adapter model.lora model.loss
+model.weight_map model.attention model.frugal model.build model.decoder model.adapter model.fused_linear model.lora model.loss
 parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.heads parallel.tensor parallel.weights parallel.gradients parallel.apply
 training.schedule training.loss_scale training.eight_bit training.halves training.optim training.loop training.log_line

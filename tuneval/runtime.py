@@ -179,7 +179,7 @@ def missing_compiler() -> str | None:
 def fp32_advantage(dtype: torch.dtype, *, trains: bool) -> float:
     """How many times as fast the CPU multiplies fp32 matrices as matrices of `dtype`; takes a fraction of a second.
 
-    Above 1 where the processor has no unit for the type: many laptops for bf16, and servers whose AMX is hidden.
+    Far above 1 where the processor has no unit for the type and torch is too old for `wide_products`.
 
     Args:
         trains: the backward pass's products count, too. They can be much slower than a linear layer's own.

@@ -16,6 +16,8 @@ from tuneval.errors import Problems, UserError
 from tuneval.files import read_object
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER = "default"
+"""What peft calls a model's only adapter unless told otherwise."""
 PEFT_PREFIX = "base_model.model."
 """What peft's own saving puts before a transformers name."""
 

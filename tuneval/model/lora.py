@@ -1,4 +1,7 @@
-"""LoRA by peft: put adapters into a transformers model, save and load them as PEFT folders, merge them."""
+"""LoRA by peft: put adapters into a transformers model, save and load them as PEFT folders, merge them.
+
+peft is imported where it is used: it takes a quarter of a second, and a second more where bitsandbytes is installed.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear, LoraLayer
 from safetensors.torch import save
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems
 from tuneval.files import atomic_file
-from tuneval.model.adapter import CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, read_peft
+from tuneval.model.adapter import ADAPTER, CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, read_peft
 from tuneval.model.build import empty_model
 from tuneval.model.weight_map import FAMILIES, fused_modules, hf_modules, megatron_targets
 
-ADAPTER = "default"
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,6 @@ class LoraSettings:
     """Hugging Face or Megatron names of linear modules; empty: all linear layers of the blocks."""
     shared_a: bool = False
     """One A for the modules of a fused Megatron layer: for q, k and v, and for gate and up."""
-
-
-class FusedLinear(Linear):
-    """peft's layer in fewer passes over its output: base(x) + s (B A x) as base(x) += B (s A x), one product."""
-
-    def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        a, b = (getattr(self, half)[ADAPTER] for half in ("lora_A", "lora_B"))
-        if self.disable_adapters or self.merged or args or kwargs or a.weight.dtype != x.dtype:
-            return super().forward(x, *args, **kwargs)
-        tokens = x.flatten(0, -2)  # [T, in]
-        narrow = a(self.lora_dropout[ADAPTER](tokens)) * self.scaling[ADAPTER]  # [T, r]
-        output = self.base_layer(tokens)
-        if isinstance(b.weight, DTensor):  # it computes with its own part, as tensor parallelism arranged
-            output = output + b(narrow)
-        else:
-            output.addmm_(narrow, b.weight.t())
-        return output.unflatten(0, x.shape[:-1])
 
 
 def hf_targets(names: Iterable[str], hf_config: PretrainedConfig) -> tuple[str, ...]:
@@ -213,6 +199,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
     Raises:
         UserError: no adapter there, a kind that isn't supported, or tensors that don't fit the model (all named).
     """
+    from peft import LoraConfig
+
     adapter = read_peft(folder)
     config = LoraConfig.from_pretrained(str(folder))
     _inject(model, config)
@@ -291,6 +279,8 @@ def _block_linears(model: PreTrainedModel) -> list[str]:
 
 
 def _peft_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
+    from peft import LoraConfig
+
     alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
     return LoraConfig(
         r=settings.r,
@@ -302,6 +292,11 @@ def _peft_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig
 
 
 def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
+    from peft import inject_adapter_in_model
+    from peft.tuners.lora import Linear
+
+    from tuneval.model.fused_linear import FusedLinear
+
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws; every value is replaced afterwards
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own question
         inject_adapter_in_model(config, model, ADAPTER)
@@ -312,6 +307,8 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
 
 def _share_a(model: PreTrainedModel) -> None:
     """Let the adapted modules of each fused layer use the first one's A: one parameter, one gradient sum."""
+    from peft.tuners.lora import LoraLayer
+
     for parent in list(model.modules()):
         for target in megatron_targets():
             members = [child for name in hf_modules(target) if (child := getattr(parent, name, None)) is not None]
@@ -326,6 +323,8 @@ def _by_file_name(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
+    from peft.tuners.lora import LoraLayer
+
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
