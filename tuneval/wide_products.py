@@ -73,7 +73,7 @@ def _mm_into(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Te
         return None
     (m, k), n = a.shape, b.shape[1]
     if k > max(m, n):
-        total = torch.zeros(m, n)
+        total = a.new_zeros(m, n, dtype=torch.float32)
         for part in _slices(k, max(m, n)):
             total.addmm_(a[:, part].float(), b[part].float())
         return out.copy_(total)
