@@ -58,13 +58,12 @@ def test_ten_steps_equal_one_process(layout, loss_tolerance, norm_tolerance, cur
     assert one["loss"][-1] != pytest.approx(one["loss"][0], rel=1e-2)  # they are different steps
 
 
-@pytest.mark.parametrize("layout", ["1 2", "2 1"], ids=["PP 2", "TP 2"])
-def test_ten_bf16_steps_equal_one_process_within_their_noise(layout, curves):
-    """The noise is what bf16 itself does to the curve: one process in bf16 against one in fp32.
+def test_ten_bf16_steps_at_tp_2_equal_one_process_within_their_noise(curves):
+    """The noise is what bf16 itself does to the curve: one process in bf16 against one in fp32. (PP 2 computes the same sums.)
 
-    (Measured: losses within 6e-3, norms within 2e-2; TP 2 and PP 2 against one process, all in bf16: 2e-3 and 5e-3.)
+    (Measured: losses within 6e-3, norms within 2e-2; TP 2 against one process, both in bf16: 2e-3 and 5e-3.)
     """
-    exact, one, many = curves("fp32"), curves("bf16"), curves("bf16", layout)
+    exact, one, many = curves("fp32"), curves("bf16"), curves("bf16", "2 1")
     for column in ("loss", "grad_norm"):
         noise = furthest(one[column], exact[column])
         assert furthest(many[column], one[column]) < noise
