@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--run", choices=tuple(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        runtime.prepare()
         print(json.dumps(ENGINES[options.run](options), ensure_ascii=False))
         return
     common = (__file__, options.model, "--dtype", options.dtype, "--tokens", options.tokens)
@@ -100,6 +99,7 @@ def bytes_per_token(model: torch.nn.Module, per_weight: float) -> float:
 
 
 def run_tuneval(options: argparse.Namespace, batch: int = 1, quantize: str | None = None) -> dict:
+    runtime.prepare()  # its settings are tuneval's own: transformers runs as it is
     loaded = load_model(options.model, options.dtype)
     size = bytes_per_token(loaded.model, 1 if quantize else loaded.model.dtype.itemsize)
     speed_up(loaded, quantize)
