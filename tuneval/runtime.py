@@ -219,10 +219,8 @@ def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[
     """The product [..., in_features] -> [..., out_features] with a weight that `packs_linear` takes, laid out here and now."""
     # `.default`: choosing between overloads takes 5 us a call, and there are 169 calls a token in a small model.
     if multiplies(torch.bfloat16):
-        laid_out, product = (
-            torch.ops.mkldnn._reorder_linear_weight(weight, 1),
-            torch.ops.mkldnn._linear_pointwise.default,
-        )
+        laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        product = torch.ops.mkldnn._linear_pointwise.default
         return lambda x: product(x, laid_out, bias, "none", [], "")
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
     product = torch.ops.quantized.linear_dynamic_fp16.default  # the activations stay fp32, whatever its name says
