@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -21,7 +23,8 @@ def exchanged():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(wide_products, "BLOCK_NUMBERS", 100)
+    for name, value in {"WHOLE_NUMBERS": 200, "BLOCK_NUMBERS": 100, "THIN": 6, "THIN_NUMBERS": 60}.items():
+        monkeypatch.setattr(wide_products, name, value)
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -37,17 +40,31 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("m, k, n", [(9, 5, 7), (30, 40, 20), (40, 20, 70), (3, 90, 4), (1, 12, 12), (2, 300, 3)])
+@pytest.mark.parametrize(
+    "m, k, n",
+    [
+        (9, 5, 7),
+        (30, 40, 20),
+        (40, 20, 70),
+        (3, 90, 4),
+        (1, 12, 12),
+        (2, 300, 3),
+        (50, 60, 4),
+        (4, 60, 50),
+        (60, 4, 50),
+    ],
+)
 def test_products_of_two_matrices(small_blocks, dtype, m, k, n):
     a, b, c = (drawn(*shape, dtype=dtype) for shape in ((m, k), (k, n), (m, n)))
     product = a.float() @ b.float()
-    for right in (b, b.T.contiguous().T):
-        same(a @ right, product)
-        same(torch.mm(a, right, out=torch.empty(m, n, dtype=dtype)), product)
-        same(torch.addmm(c, a, right, alpha=0.5), c.float() + 0.5 * product)
-        same(torch.addmm(c[0], a, right), c[0].float() + product)
-        same(torch.addmm(c, a, right, beta=2, out=torch.empty(m, n, dtype=dtype)), 2 * c.float() + product)
-        same(c.clone().addmm_(a, right), c.float() + product)
+    for left, right in itertools.product((a, a.T.contiguous().T), (b, b.T.contiguous().T)):
+        same(left @ right, product)
+        same(torch.mm(left, right, out=torch.empty(m, n, dtype=dtype)), product)
+        same(torch.mm(left, right, out=torch.empty(n, m, dtype=dtype).T), product)
+        same(torch.addmm(c, left, right, alpha=0.5), c.float() + 0.5 * product)
+        same(torch.addmm(c[0], left, right), c[0].float() + product)
+        same(torch.addmm(c, left, right, beta=2, out=torch.empty(m, n, dtype=dtype)), 2 * c.float() + product)
+        same(c.clone().addmm_(left, right), c.float() + product)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -17,8 +17,15 @@ import torch
 FEW_ROWS = 8
 """Rows below which torch's own product with a transposed weight, as a linear layer has it, is faster than widening the weight."""
 
-BLOCK_NUMBERS = 1 << 24
-"""Numbers of an operand that are in fp32 at a time, 64 MiB: a head over 150,000 words would be 0.5 GB."""
+WHOLE_NUMBERS = 1 << 23
+"""Numbers up to which an operand is widened whole, 32 MiB. A head over 150,000 words would be 0.5 GB."""
+
+BLOCK_NUMBERS = 1 << 21
+"""Numbers of a larger operand that are in fp32 at a time, 8 MiB: still in the cache when they are multiplied, a head's products
+twice as fast as with blocks of 64."""
+
+THIN, THIN_NUMBERS = 64, 1 << 19
+"""A product with so few columns, as an adapter's, is a pass over memory: blocks of 2 MiB stay in the cores' own caches."""
 
 
 @lru_cache(maxsize=1)
@@ -69,35 +76,65 @@ def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
 
 def _mm_into(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor | None:
     """[m, k], [k, n] -> [m, n]"""
-    if not _takes(a, b) or out.shape != (a.shape[0], b.shape[1]) or out.dtype != a.dtype:
-        return None
-    (m, k), n = a.shape, b.shape[1]
-    if k > max(m, n):
-        total = a.new_zeros(m, n, dtype=torch.float32)
-        for part in _slices(k, max(m, n)):
-            total.addmm_(a[:, part].float(), b[part].float())
-        return out.copy_(total)
-    for rows in _slices(m, k):
-        wide = a[rows].float()
-        for columns in _slices(n, k):
-            out[rows, columns] = wide @ b[:, columns].float()
-    return out
+    return _multiply(None, a, b, out, {})
 
 
 def _addmm(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **factors: float) -> torch.Tensor | None:
     """[n] or [m, n], [m, k], [k, n] -> [m, n]"""
-    return torch.addmm(c.float(), a.float(), b.float(), **factors).to(c.dtype) if _takes(a, b) else None
+    return _addmm_into(c, a, b, out=a.new_empty(a.shape[0], b.shape[-1]), **factors)
 
 
 def _addmm_into(
     c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor, **factors: float
 ) -> torch.Tensor | None:
-    result = _addmm(c, a, b, **factors)
-    return None if result is None else _copied(result, out)
+    return _multiply(c, a, b, out, factors)
 
 
 def _addmm_in_place(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **factors: float) -> torch.Tensor | None:
     return _addmm_into(c, a, b, out=c, **factors)
+
+
+def _multiply(
+    c: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, factors: dict[str, float]
+) -> torch.Tensor | None:
+    """out = a b, or beta c + alpha a b: the larger operand is widened in blocks, along its memory, the other one whole."""
+    if not _takes(a, b) or out.shape != (a.shape[0], b.shape[1]):
+        return None
+    if out.dtype != a.dtype or (c is not None and c.dtype != a.dtype):
+        return None
+    (m, k), n = a.shape, b.shape[1]
+    thin = min(m, k, n) <= THIN
+    by_rows = a.numel() >= b.numel() or k <= THIN
+    parts = _blocks(k, max(m, n), thin)
+    together = a.stride(0) == 1 if by_rows else b.stride(1) == 1
+    if len(parts) > 1 and together and c is None and out.numel() <= max(a.numel(), b.numel()):
+        return out.copy_(_sum(a, b, parts) if m <= n else _sum(b.t(), a.t(), parts).t())
+    if c is not None:
+        c = c.expand(out.shape)
+
+    def wide(at: slice | tuple[slice, slice], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b if c is None else torch.addmm(c[at].float(), a, b, **factors)
+
+    if by_rows:
+        b = b.float()
+        if n <= THIN:
+            b = b.t().contiguous().t()  # fp32's products with few columns are twice as fast so
+        for rows in _blocks(m, max(k, n) if thin else k, thin):
+            out[rows] = wide(rows, a[rows].float(), b)
+    else:
+        a = a.float()
+        for block in _blocks(n, k, thin):
+            columns = (slice(None), block)
+            out[columns] = wide(columns, a, b[columns].float())
+    return out
+
+
+def _sum(a: torch.Tensor, b: torch.Tensor, parts: list[slice]) -> torch.Tensor:
+    """[m, k], [k, n] -> fp32 [m, n], part after part of k."""
+    total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.float32)
+    for part in parts:
+        total.addmm_(a[:, part].float(), b[part].float())
+    return total
 
 
 def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -132,9 +169,10 @@ def _copied(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
     return out.copy_(result) if out.shape == result.shape and out.dtype == result.dtype else None
 
 
-def _slices(length: int, other: int) -> list[slice]:
-    """Parts of a dimension, of at most BLOCK_NUMBERS numbers with the other dimension of an operand."""
-    step = max(1, BLOCK_NUMBERS // other)
+def _blocks(length: int, other: int, thin: bool) -> list[slice]:
+    """Parts of a dimension that an operand is widened in, given its other dimension."""
+    whole, block = (THIN_NUMBERS, THIN_NUMBERS) if thin else (WHOLE_NUMBERS, BLOCK_NUMBERS)
+    step = length if length * other <= whole else max(1, block // other)
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
