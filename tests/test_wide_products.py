@@ -104,6 +104,10 @@ def test_what_is_no_product_is_refused_by_torch():
         torch.mm(a, b.float()[:5])
     with pytest.raises(RuntimeError, match="Float"):
         torch.mm(a, b[:5], out=torch.empty(4, 7))
+    with pytest.raises(RuntimeError, match="Float"):
+        torch.bmm(a[None], b[None, :5].float())
+    with pytest.raises(RuntimeError, match="Float"):
+        torch.addmm(torch.zeros(7), a, b[:5])
     assert (a[:0] @ b[:5]).shape == (0, 7) and not (a[:, :0] @ b[:0]).any()
 
 

@@ -41,7 +41,8 @@ def device() -> torch.device:
             (torch.device(k) for k in kinds if hasattr(torch, k) and getattr(torch, k).is_available()),
             torch.device("cpu"),
         )
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    # Not `current_accelerator(check_available=True)`, which torch 2.6 does not know.
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def world_size() -> int:
@@ -248,9 +249,10 @@ def mend_pipelining() -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Highest memory of this process: allocated on the accelerator where there is one, else resident on the host."""
-    if device().type != "cpu" and hasattr(torch, "accelerator"):
-        return torch.accelerator.max_memory_allocated()
+    """Highest memory of this process: allocated on the accelerator where there is one that counts it, else resident on the host."""
+    module = getattr(torch, device().type, None)  # not `torch.accelerator`, which does not count before torch 2.9
+    if hasattr(module, "max_memory_allocated"):
+        return module.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

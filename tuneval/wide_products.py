@@ -137,13 +137,15 @@ def _sum(a: torch.Tensor, b: torch.Tensor, parts: list[slice]) -> torch.Tensor:
     return total
 
 
-def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     """[B, m, k], [B, k, n] -> [B, m, n]"""
-    return torch.bmm(a.float(), b.float()).to(a.dtype)
+    return torch.bmm(a.float(), b.float()).to(a.dtype) if b.dtype == a.dtype else None
 
 
 def _bmm_into(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor | None:
-    return _copied(_bmm(a, b), out)
+    result = _bmm(a, b)
+    fits = result is not None and out.shape == result.shape and out.dtype == result.dtype
+    return out.copy_(result) if fits else None
 
 
 def _attention_backward(*args: Any, **options: Any) -> tuple[torch.Tensor, ...]:
@@ -163,10 +165,6 @@ def _takes(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0] or a.dtype != b.dtype or not a.numel():
         return False
     return len(a) >= FEW_ROWS or b.stride(0) != 1
-
-
-def _copied(result: torch.Tensor, out: torch.Tensor) -> torch.Tensor | None:
-    return out.copy_(result) if out.shape == result.shape and out.dtype == result.dtype else None
 
 
 def _blocks(length: int, other: int, thin: bool) -> list[slice]:
