@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +21,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import Problems
 from tuneval.files import atomic_file
-from tuneval.model.adapter import ADAPTER, CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter, read_peft
+from tuneval.model.adapter import ADAPTER, CONFIG_FILE, PEFT_PREFIX, WEIGHTS_FILE, Adapter
 from tuneval.model.build import empty_model
 from tuneval.model.weight_map import FAMILIES, fused_modules, hf_modules, megatron_targets
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
 
 
 @dataclass(frozen=True)
@@ -190,61 +189,6 @@ def _write_folder(folder: str | Path, tensors: dict[str, torch.Tensor], config: 
     _save_config(config, folder)
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> LoraSettings:
-    """Put the adapter of a PEFT folder into `model`.
-
-    Returns:
-        Its settings.
-
-    Raises:
-        UserError: no adapter there, a kind that isn't supported, or tensors that don't fit the model (all named).
-    """
-    from peft import LoraConfig
-
-    adapter = read_peft(folder)
-    config = LoraConfig.from_pretrained(str(folder))
-    _inject(model, config)
-    wanted, problems = _by_file_name(model), Problems()
-    stored = {
-        f"{PEFT_PREFIX}{module}.lora_{half}.weight": factor
-        for module, pair in adapter.factors.items()
-        for half, factor in zip("AB", pair)
-    }
-    for name in sorted({*wanted, *stored}):
-        if name not in stored or name not in wanted:
-            where = "not in the adapter" if name in wanted else "no such layer in the model"
-            problems.add(f"{folder}: {name.removeprefix(PEFT_PREFIX)}: {where}")
-        elif wanted[name].shape != stored[name].shape:
-            shapes = f"{list(stored[name].shape)} in the adapter, {list(wanted[name].shape)} in the model"
-            problems.add(f"{folder}: {name.removeprefix(PEFT_PREFIX)}: {shapes}")
-    problems.raise_if_any()
-    with torch.no_grad():
-        for name, p in wanted.items():
-            p.copy_(stored[name].read())
-    targets = config.target_modules
-    targets = (targets,) if isinstance(targets, str) else tuple(sorted(targets))
-    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, targets)
-
-
-def merge_lora(model: PreTrainedModel) -> PreTrainedModel:
-    """Add each adapter to its weight, W + alpha / r * B A, and take the adapters out.
-
-    Returns:
-        `model`, of the same modules as before `add_lora`.
-    """
-    for name, layer in list(_lora_layers(model)):
-        layer.merge()
-        model.set_submodule(name, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    return model
-
-
-def adapter_delta(folder: str | Path) -> Callable[[str], torch.Tensor | None]:
-    """What the adapter of a PEFT folder adds to each weight, for merging while weights are streamed."""
-    return read_peft(folder).delta
-
-
 def _check_settings(model: PreTrainedModel, settings: LoraSettings) -> tuple[str, ...]:
     """The targets, resolved."""
     problems = Problems()
@@ -300,7 +244,7 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws; every value is replaced afterwards
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own question
         inject_adapter_in_model(config, model, ADAPTER)
-    for _, module in _lora_layers(model):
+    for module in model.modules():
         if type(module) is Linear:
             module.__class__ = FusedLinear
 
@@ -320,14 +264,6 @@ def _share_a(model: PreTrainedModel) -> None:
 def _by_file_name(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """A and B of every layer under the names of the file; a shared A under each of its names."""
     return {_file_name(name): p for name, p in model.named_parameters(remove_duplicate=False) if is_adapter(name)}
-
-
-def _lora_layers(model: PreTrainedModel) -> Iterator[tuple[str, LoraLayer]]:
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module
 
 
 def _drawn(shape: torch.Size, key: str) -> torch.Tensor:
