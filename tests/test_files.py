@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import resource
 import subprocess
 import sys
@@ -43,6 +44,18 @@ def test_json_lines_forgive_a_torn_end_only(tmp_path):
     assert files.read_jsonl(path) == [{"a": 1}, {"a": 2}]
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match="line 2"):
+        files.read_jsonl(path)
+
+
+def test_json_lines_forgive_an_end_inside_a_character(tmp_path):
+    """Cut at every byte of the last line: a killed writer stops anywhere."""
+    path = tmp_path / "m.jsonl"
+    first, last = (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ({"a": "甲\u2028"}, {"a": "乙"}))
+    for end in range(len(last) - 1):
+        path.write_bytes(first + last[:end])
+        assert files.read_jsonl(path) == [{"a": "甲\u2028"}], end
+    path.write_bytes(first + last[:-4] + b"\n" + last)
+    with pytest.raises(UserError, match=r"m\.jsonl: not UTF-8 text \(byte 7\) in line 2"):
         files.read_jsonl(path)
 
 

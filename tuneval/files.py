@@ -126,18 +126,17 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 def read_jsonl(path: str | Path) -> list[dict]:
     """Rows of a JSON-lines file. A torn last line (a killed writer) is left out; a torn inner line is an error."""
-    # Not splitlines(): U+2028 and U+0085 stand unescaped inside JSON texts.
-    try:
-        lines = [line for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    # Split as bytes: a killed writer's last line may end inside a character.
+    lines = [line for line in Path(path).read_bytes().split(b"\n") if line.strip()]
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = json.loads(line.decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             if number == len(lines):
                 break
+            if isinstance(error, UnicodeDecodeError):
+                raise UserError(f"{path}: not UTF-8 text (byte {error.start}) in line {number}") from None
             raise UserError(f"{path}: line {number} is not valid JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} must be a JSON object, found {_kind(row)}")

@@ -165,6 +165,13 @@ def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
     assert all(s["before_stopped"] == e["stopped"] and s["after_stopped"] is False for s, e in zip(samples, earlier))
     assert samples[0]["settings"] == {"dtype": "fp32", "greedy": True, "max_new_tokens": 3}
 
+    acting = ("--num-beams", "2", "--repetition-penalty", "1.5", "--temperature", "0.5", "--seed", "7")
+    capsys.readouterr()
+    assert run(folder, "--input", str(prompts), "--before", str(before), *acting) == 0
+    assert "--temperature 0.5, --seed 7: no effect, --greedy takes the likeliest\n" in capsys.readouterr().err
+    settings = {"dtype": "fp32", "greedy": True, "max_new_tokens": 7, "num_beams": 2, "repetition_penalty": 1.5}
+    assert read_jsonl(folder / "samples.jsonl")[0]["settings"] == settings
+
     write_jsonl(prompts, [{"prompt": "two plus two?"}])
     assert run(folder, "--input", str(prompts), "--before", str(before)) == 2
     assert "its prompts are not those of --input" in capsys.readouterr().err

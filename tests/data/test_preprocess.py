@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from tuneval.config.schema import PreprocessConfig
+from tuneval.data.batches import SftDataset
 from tuneval.data.indexed import SFT_COLUMNS, IndexedDataset, sft_prefix
 from tuneval.data.packing import knapsack_bins
 from tuneval.data.preprocess import preprocess
@@ -253,6 +256,42 @@ def test_a_killed_run_leaves_no_files_that_look_finished(config, tmp_path, token
     wait_until(lambda: not any(is_running(w) for w in workers))
     preprocess(config([row(0)]))
     assert len(columns(prefix)["labels"]) == 1
+
+
+@pytest.mark.parametrize("old", [{}, {"pack": True, "neat_pack": True, "seq_length": 64}, None])
+def test_a_kill_while_publishing_leaves_nothing_the_old_set_or_the_new(config, tmp_path, monkeypatch, old):
+    """What lies there before each change of a name is what a kill at that moment leaves."""
+    made = config([row(i) for i in range(3)], **(old or {}))
+    preprocess(made)
+    if old is None:
+        Path(f"{made.output_prefix}_manifest.json").unlink()  # files as MindSpeed-LLM leaves them
+    left = []
+
+    def watched(change):
+        def act(*args, **options):
+            left.append(shutil.copytree(made.output_prefix.parent, tmp_path / f"left-{len(left)}") / "data")
+            return change(*args, **options)
+
+        return act
+
+    before = whole(made.output_prefix)
+    for where, name in ((os, "replace"), (Path, "unlink")):
+        monkeypatch.setattr(where, name, watched(getattr(where, name)))
+    preprocess(config([row(i) for i in range(3, 6)], append_eod=True))
+    monkeypatch.undo()
+    found, after = [whole(prefix) for prefix in left], whole(made.output_prefix)
+    order = [0 if f == before else 2 if f == after else 1 if f is None else "mixed" for f in found]
+    assert before != after and order == sorted(order) and set(order) == {0, 1, 2}
+
+
+def whole(prefix):
+    """What reads as a data set behind `prefix`: manifest and tokens; None where nothing does."""
+    try:
+        data = SftDataset(prefix)
+    except UserError:
+        return None
+    samples = [data[i] for i in range(len(data))]
+    return data.manifest, [(s.input_ids.tolist(), s.labels.tolist(), s.bounds) for s in samples]
 
 
 def wait_until(condition, seconds=300.0):

@@ -56,6 +56,14 @@ def test_greedy_equals_transformers_one_by_one_and_in_a_batch(family, lively):
     assert len({tuple(e) for e in expected}) == len(PROMPTS) and max(len(set(e)) for e in expected) > 6, "too plain"
 
 
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 3.0}, {"num_beams": 3}])
+def test_the_penalty_and_beams_act_without_sampling(lively, loaded, settings):
+    folder = lively()
+    expected = [theirs(folder, p, [3], do_sample=False, **settings) for p in PROMPTS]
+    assert generate(loaded, PROMPTS, replace(GREEDY, **settings), [3]) == expected
+    assert expected != generate(loaded, PROMPTS, GREEDY, [3])
+
+
 def test_another_weight_gives_another_answer(lively, loaded):
     folder = lively()
     with torch.no_grad():

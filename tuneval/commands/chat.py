@@ -11,10 +11,13 @@ from tuneval.config.schema import ChatConfig
 from tuneval.inference.chat import Chat, run_chat, typed_lines
 from tuneval.inference.generate import choose_template
 from tuneval.inference.linear import speed_up
+from tuneval.inference.sampling import without_effect
 
 
 def main(parsed: Parsed) -> None:
     config: ChatConfig = parsed.config
+    for notice in without_effect(config.sampling):
+        console.note(notice)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)
     check_model_facts(parsed.model_facts, loaded.config.to_dict())

@@ -21,6 +21,7 @@ from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable, write_jsonl
 from tuneval.inference.generate import TextStream, choose_template, generate, positions_limit
 from tuneval.inference.linear import speed_up
+from tuneval.inference.sampling import acting, without_effect
 from tuneval.report.records import SampleAnswer
 
 
@@ -31,6 +32,8 @@ def main(parsed: Parsed) -> None:
     output = config.output if earlier is None else config.output or config.load / "samples.jsonl"
     if output is not None:
         check_writable(output)
+    for notice in without_effect(config.sampling):
+        console.note(notice)
     console.note(f"loading {config.load}")
     loaded = load_model(
         config.load,
@@ -111,10 +114,7 @@ def _settings(config: GenerateConfig) -> dict[str, Any]:
         "prompt_type": config.prompt_type,
         "system": config.system,
     }
-    sampling = asdict(config.sampling)
-    if config.sampling.greedy:
-        sampling = {k: v for k, v in sampling.items() if k in ("greedy", "max_new_tokens")}
-    return {k: v for k, v in {**own, **sampling}.items() if v is not None and v is not False}
+    return {k: v for k, v in {**own, **acting(config.sampling)}.items() if v is not None and v is not False}
 
 
 def _prompt_ids(messages: list[Message], loaded: Loaded, template: Template | None) -> list[int]:

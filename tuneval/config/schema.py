@@ -437,7 +437,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     """Above 1: discourage tokens seen before."""
     greedy: bool = False
-    """Always take the likeliest token; temperature, top-k, top-p and the penalty have no effect then."""
+    """Always take the likeliest token; temperature, top-k, top-p and seed have no effect then."""
     num_beams: int = 1
     """Beams of beam search, kept side by side; the answer appears at its end. 1: none."""
     seed: int = 1234

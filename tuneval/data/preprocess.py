@@ -125,9 +125,10 @@ def _published(prefix: Path) -> Iterator[tuple[dict[str, IndexedWriter], Callabl
         def publish(manifest: dict[str, Any]) -> None:
             for writer in writers.values():
                 writer.finish()
-            manifest_path(prefix).unlink(missing_ok=True)
-            publish_together(list(writers.values()))
+            # No set can be read without this index: a kill leaves no manifest beside files of another run.
+            Path(f"{sft_prefix(prefix, SFT_COLUMNS[0])}.idx").unlink(missing_ok=True)
             write_json(manifest_path(prefix), manifest)
+            publish_together(list(writers.values()))
 
         yield writers, publish
 

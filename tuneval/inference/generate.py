@@ -155,6 +155,7 @@ def _generation_config(
     common = {
         "max_new_tokens": new_tokens,
         "num_beams": sampling.num_beams,
+        "repetition_penalty": sampling.repetition_penalty,
         "eos_token_id": list(stop_token_ids) or None,
         "pad_token_id": padding,
     }
@@ -165,7 +166,6 @@ def _generation_config(
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
         **common,
     )
 

@@ -1,9 +1,17 @@
-"""The sampling flags held against their ranges, without torch."""
+"""The sampling flags held against their ranges, and which of them act, without torch."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
+from typing import Any
+
 from tuneval.config.schema import SamplingConfig
 from tuneval.errors import Problems
+
+_DRAWING = ("temperature", "top_k", "top_p", "seed")
+"""What only draws: no effect with `--greedy`."""
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0}
+"""Values that change nothing."""
 
 
 def check_sampling(sampling: SamplingConfig) -> None:
@@ -25,3 +33,20 @@ def add_problems(sampling: SamplingConfig, problems: Problems) -> None:
     problems.check(
         s.repetition_penalty > 0, f"--repetition-penalty {s.repetition_penalty}: must be positive (1: no penalty)"
     )
+
+
+def without_effect(sampling: SamplingConfig) -> list[str]:
+    """A notice of the flags given (another value than the default) that `--greedy` has no use for."""
+    given = [f.name for f in fields(sampling) if f.name in _DRAWING and getattr(sampling, f.name) != f.default]
+    if not (sampling.greedy and given):
+        return []
+    flags = ", ".join(f"--{name.replace('_', '-')} {getattr(sampling, name)}" for name in given)
+    return [f"{flags}: no effect, --greedy takes the likeliest"]
+
+
+def acting(sampling: SamplingConfig) -> dict[str, Any]:
+    """The flags that the answers depend on; all of them where tokens are drawn."""
+    values = asdict(sampling)
+    if not sampling.greedy:
+        return values
+    return {k: v for k, v in values.items() if k not in _DRAWING and v != _NEUTRAL.get(k)}
