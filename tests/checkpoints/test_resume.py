@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, appear whole or not at all, and can't run code."""
 
+import logging
 import pickle
 import random
 from enum import Enum
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, TensorProperties
 
 from tuneval.checkpoints.resume import latest_step, load_state, remove_partial, save_state, set_aside, steps
 from tuneval.errors import UserError
@@ -66,6 +69,14 @@ def test_an_interrupted_write_is_no_checkpoint(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_0000001"]
 
 
+def test_an_interrupted_write_leaves_the_loggers_level(tmp_path):
+    logger = logging.getLogger("torch.distributed.checkpoint")
+    before = logger.level
+    with pytest.raises(TypeError):
+        save_state(tmp_path, 1, tensors(1), {"not json": object()}, keep=2)
+    assert logger.level == before != logging.ERROR
+
+
 def test_another_models_checkpoint_is_refused(tmp_path):
     save_state(tmp_path, 1, tensors(1), {}, keep=1)
     other = {**tensors(1), "weight.b": torch.zeros(4)}
@@ -85,6 +96,13 @@ class Evil:
         return os.mkdir, (self.marker,)
 
 
+def test_moments_of_8_bits_cut_in_another_way_are_named(tmp_path):
+    """A process of another layout holds no whole blocks of a matrix."""
+    save_state(tmp_path, 5, {"exp_avg_codes.w": torch.zeros(2, 64, dtype=torch.uint8)}, {}, keep=1)
+    with pytest.raises(UserError, match="adam8bit at the same --tensor-model-parallel-size"):
+        load_state(tmp_path, 5, {"exp_avg.w": torch.zeros(2, 64)})
+
+
 def test_an_index_that_wants_to_run_code_is_refused(tmp_path):
     folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
     marker = tmp_path / "ran"
@@ -92,6 +110,33 @@ def test_an_index_that_wants_to_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing was run"):
         load_state(tmp_path, 1, tensors(1))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["random.torch", "random.torch.1", "weight.a", "other"])
+def test_an_entry_that_is_no_tensor_is_refused_and_nothing_is_run(tmp_path, name):
+    """DCP unpickles whatever the index calls bytes."""
+    folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    marker = tmp_path / "ran"
+    torch.save(Evil(str(marker)), folder / "evil.distcp")
+    index = dcp.FileSystemReader(folder).read_metadata()
+    index.state_dict_metadata[name] = BytesStorageMetadata()
+    index.storage_data = {at: where for at, where in index.storage_data.items() if at.fqn != name}
+    size = (folder / "evil.distcp").stat().st_size
+    index.storage_data[MetadataIndex(name)] = _StorageInfo("evil.distcp", 0, size)
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    loaded = tensors(2)
+    with pytest.raises(UserError, match=f"{folder}: {name} is not a tensor there.*nothing was loaded"):
+        load_state(tmp_path, 1, loaded)
+    assert not marker.exists()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors(2).items())
+
+
+@pytest.mark.parametrize("index", [None, TensorProperties(), Metadata(state_dict_metadata=[])], ids=str)
+def test_an_index_without_entries_is_refused(tmp_path, index):
+    folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(UserError, match=f"{folder}/.metadata: damaged or not ours"):
+        load_state(tmp_path, 1, tensors(1))
 
 
 class OlderPickler(pickle.Pickler):

@@ -200,9 +200,7 @@ class _Unpickler(pickle.Unpickler):
         if module == "argparse" and name == "Namespace":
             return type("Namespace", (argparse.Namespace,), {})
         if module == "collections" and name == "defaultdict":
-            return type(
-                "defaultdict", (dict,), {"__init__": lambda self, factory=None, *rest: dict.__init__(self, *rest)}
-            )
+            return type("defaultdict", (dict,), {"__init__": _without_factory})
         if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):

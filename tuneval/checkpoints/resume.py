@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tuneval import runtime
 from tuneval.errors import UserError
@@ -156,10 +157,12 @@ def _without_warnings() -> Iterator[None]:
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_same_tensors(folder: Path, saved: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
@@ -168,15 +171,20 @@ def _check_same_tensors(folder: Path, saved: dict[str, Any], wanted: dict[str, t
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if differing:
         name = differing[0]
+        of_8_bits = any(other.startswith("exp_avg_codes.") for other in differing)
+        cut = " (with --optimizer adam8bit at the same --tensor-model-parallel-size: it decides which matrices have 8 bits)"
         raise UserError(
             f"{folder}: belongs to another model or precision: {len(differing)} tensors differ, such as {name} "
             f"({there.get(name, 'absent')} there, {here.get(name, 'absent')} here). Use the command that the run was "
-            "started with, another --save, or --finetune to start afresh"
+            f"started with{cut if of_8_bits else ''}, another --save, or --finetune to start afresh"
         )
 
 
 class _Reader(dcp.FileSystemReader):
-    """DCP's reader, but the pickled index may name DCP's own descriptions alone: nothing in a file can run."""
+    """DCP's reader, but the pickled index may name DCP's own descriptions alone, and of tensors: nothing in a file can run.
+
+    What it describes as bytes DCP would unpickle whole, with all that they ask for.
+    """
 
     def read_metadata(self, *arguments: Any, **options: Any) -> Any:
         try:
@@ -186,6 +194,12 @@ class _Reader(dcp.FileSystemReader):
             raise UserError(f"{self.path}: has no .metadata, so it is not a checkpoint of ours") from None
         except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
             raise UserError(f"{self.path}/.metadata: damaged or not ours ({error})") from None
+        entries = getattr(metadata, "state_dict_metadata", None)
+        if not isinstance(entries, dict):
+            raise UserError(f"{self.path}/.metadata: damaged or not ours (it lists no tensors)")
+        for name, entry in entries.items():
+            if not isinstance(entry, TensorStorageMetadata):
+                raise UserError(f"{self.path}: {name} is not a tensor there, so it is not ours; nothing was loaded")
         if getattr(metadata, "storage_meta", None) is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata

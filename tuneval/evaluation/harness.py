@@ -119,14 +119,69 @@ def _check_task_files(folder: Path) -> None:
     """Task files may hold data, not call Python: `!function` imports a file beside them."""
     if not folder.is_dir():
         raise UserError(f"--task-data-path {folder}: no such folder; give one with lm-evaluation-harness task files")
-    texts = {p: p.read_text(encoding="utf-8") for p in sorted(folder.rglob("*")) if p.suffix in (".yaml", ".yml", "")
-             and p.is_file()}  # fmt: skip
-    calling = [str(p) for p, text in texts.items() if "!function" in text or "trust_remote_code" in text]
+    folder = folder.resolve()
+    waiting = [p for p in folder.rglob("*") if p.name.lower().endswith((".yaml", ".yml")) and p.is_file()]
+    judged: set[Path] = set()
+    calling = []
+    while waiting:
+        path = waiting.pop()
+        if path in judged:
+            continue
+        judged.add(path)
+        values = _task_values(path)
+        if values is None or any(_is_script(metric) for metric in _metrics(values)):
+            calling.append(str(path))
+        elif isinstance(values, dict) and "include" in values:
+            waiting += _included(folder, path, values["include"])
     if calling:
         raise UserError(
-            f"{', '.join(calling)}: calls Python (!function, trust_remote_code), which is never run from a data folder; "
-            "write the task with templates alone"
+            f"{', '.join(sorted(calling))}: calls Python (!function, trust_remote_code, a metric that is a file), which is never run "
+            "from a data folder; write the task with templates alone"
         )
+
+
+def _task_values(path: Path) -> Any:
+    """A task file's values; None where it calls Python. Parsed as the harness does, as a tag has several spellings."""
+    import yaml
+
+    loader, data = getattr(yaml, "CSafeLoader", yaml.SafeLoader), path.read_bytes()
+    try:
+        if any("trust_remote_code" in getattr(event, "value", "") for event in yaml.parse(data, loader)):
+            return None
+        return yaml.load(data, loader) or {}  # refuses every tag that is not plain data
+    except yaml.constructor.ConstructorError as error:
+        if "the tag" in str(error.problem):
+            return None
+        raise UserError(f"{path}: not a task file ({error.problem})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML ({error})") from None
+
+
+def _metrics(values: Any) -> Iterator[str]:
+    """The name of each metric, however deep."""
+    if isinstance(values, dict) and isinstance(values.get("metric"), str):
+        yield values["metric"]
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from _metrics(value)
+
+
+def _is_script(metric: str) -> bool:
+    """Whether the harness, which asks `evaluate` for a metric that it has not itself, would find a file to run."""
+    return "/" in metric or "\\" in metric or Path(metric).exists() or Path(f"{metric}.py").exists()
+
+
+def _included(folder: Path, path: Path, names: Any) -> list[Path]:
+    """Files of the folder that a task file includes, wherever a version of the harness looks for them."""
+    found = []
+    for name in names if isinstance(names, list) else [names]:
+        for place in (path.parent, path.resolve().parent, Path()):
+            file = place / str(name)
+            if not file.is_file():
+                continue
+            if not file.resolve().is_relative_to(folder):
+                raise UserError(f"{path}: includes {name}, which lies outside {folder}; copy it into that folder")
+            found.append(file.parent.resolve() / file.name)
+    return found
 
 
 @contextmanager
