@@ -9,8 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
+
+from tuneval.parallel import peers
 
 WORKER = Path(__file__).parent / "peers_worker.py"
 
@@ -54,6 +58,46 @@ def test_a_broken_connection_within_a_stage_is_the_killed_process_fault():
     assert status == 1
     assert re.search(r"tuneval: rank 1 \(process \d+ on .*\) ended without a word: killed, or out of memory\n", said)
     assert "[Stage 1]" not in said
+
+
+class Ended(BaseException):
+    """In place of the end of this process."""
+
+
+@pytest.fixture
+def end(monkeypatch):
+    """The exit status of an error in a process whose peers have failed (`cause`) or not."""
+
+    def leave(status: int) -> NoReturn:
+        raise Ended(status)
+
+    def end(error: BaseException, cause: str | None = None) -> int:
+        others = SimpleNamespace(wait_for_cause=lambda: cause, claim=lambda summary: True)
+        with pytest.raises(Ended) as ended:
+            peers._end(error, others)
+        return ended.value.args[0]
+
+    monkeypatch.setattr(peers, "_exit", leave)
+    monkeypatch.setattr(peers, "_LOOK_SECONDS", 0.0)
+    monkeypatch.delenv(peers.REPORTS_FOR_US, raising=False)
+    return end
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), TimeoutError("timed out")])
+def test_a_broken_connection_is_traffic_not_bad_input(end, capsys, error):
+    assert end(error, "rank 1 failed: it is odd") == peers.LOST_A_PEER
+    assert capsys.readouterr().err == "tuneval: rank 1 failed: it is odd\n"
+    assert end(error) == peers.OWN_ERROR
+
+
+def test_what_the_operating_system_refuses_is_bad_input(end, capsys):
+    assert end(PermissionError(13, "Permission denied", "/x"), "rank 1 failed") == peers.BAD_INPUT
+    assert capsys.readouterr().err.startswith("tuneval: /x: Permission denied")
+
+
+@pytest.mark.parametrize("code, status, said", [("text", 1, "text\n"), (None, 0, ""), (0, 0, ""), (3, 3, "")])
+def test_an_exit_keeps_its_status(end, capsys, code, status, said):
+    assert (end(SystemExit(code)), capsys.readouterr().err) == (status, said)
 
 
 @pytest.mark.parametrize(("rank", "detail"), [("0", "1/2 clients joined"), ("1", "timed out")])

@@ -30,11 +30,6 @@ def first_capital(text: str, question: Question) -> str | None:
     return next((c for c in text if c.isupper()), None)
 
 
-def first_label(text: str, question: Question) -> str | None:
-    """The first character that is one of the question's labels."""
-    return next((c for c in text if c in question.choices), None)
-
-
 def whole_reply(text: str, question: Question) -> str | None:
     """The reply itself, less case, punctuation and space around it, where that is a label."""
     plain = _plain(text)

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import TypeVar
 
+Name = TypeVar("Name")
 LEVEL = 0.95
 POWER = 0.8
 METHODS = {
@@ -176,7 +178,7 @@ def detectable_difference(disagreements: int, n: int, level: float = LEVEL, powe
     return min(1.0, z * sqrt(max(disagreements, z * z)) / n)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Holm's step-down correction: p values that may be held against one level though many were looked at.
 
     Args:

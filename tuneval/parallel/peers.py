@@ -195,10 +195,8 @@ def _alive(pid: int) -> bool:
 
 def _end(error: BaseException, peers: Peers | None) -> NoReturn:
     """End this process after an error, at once: a clean end would wait for the others, who wait for this one."""
-    if isinstance(error, OSError):
-        error = UserError(tell(error))
     if isinstance(error, SystemExit | KeyboardInterrupt):
-        _exit(130 if isinstance(error, KeyboardInterrupt) else int(error.code or 0))
+        _exit(130 if isinstance(error, KeyboardInterrupt) else _status(error.code))
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         error = UserError(tell(error))
     if peers is not None and _is_traffic(error):
@@ -214,10 +212,18 @@ def _end(error: BaseException, peers: Peers | None) -> NoReturn:
     _exit(LOST_A_PEER if isinstance(error, LostPeer) else BAD_INPUT if isinstance(error, UserError) else OWN_ERROR)
 
 
+def _status(code: object) -> int:
+    """The exit status of a SystemExit, as Python takes it: a text is printed and means failure."""
+    if code is None or isinstance(code, int):
+        return int(code or 0)
+    sys.stderr.write(f"{code}\n")
+    return OWN_ERROR
+
+
 def _is_traffic(error: BaseException) -> bool:
     """Whether an error may be another process's: a broken connection, or too long a wait."""
     error = _root(error)
-    return isinstance(error, dist.DistError) or (
+    return isinstance(error, dist.DistError | ConnectionError | TimeoutError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _TRAFFIC)
     )
 

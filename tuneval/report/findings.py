@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, median
 
+from tuneval.evaluation import stats
 from tuneval.evaluation.bootstrap import Bootstrap, paired_bootstrap
 from tuneval.evaluation.exam import categories
-from tuneval.evaluation.stats import Paired, compare
+from tuneval.evaluation.stats import Name, Paired, compare
 from tuneval.report.checks import groups_of
 from tuneval.report.gather import Evaluation
 from tuneval.report.records import Prediction, Step
@@ -139,17 +141,9 @@ def _matched(a: Evaluation, b: Evaluation) -> tuple[Right, Right] | Pair:
     return _by_subject(first, first), _by_subject(second, first)
 
 
-def holm(p_values: dict[str, float], level: float = SIGNIFICANCE) -> set[str]:
-    """Names whose test is significant after Holm's step-down correction.
-
-    Source: Holm (1979), Scandinavian Journal of Statistics 6.
-    """
-    passed: set[str] = set()
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        if p_values[name] > level / (len(p_values) - rank):
-            break
-        passed.add(name)
-    return passed
+def holm(p_values: Mapping[Name, float], level: float = SIGNIFICANCE) -> set[Name]:
+    """Names whose test is significant after Holm's correction."""
+    return {name for name, p in stats.holm(p_values).items() if p <= level}
 
 
 def in_order(categories) -> list[str]:

@@ -64,7 +64,7 @@ class Step:
     loss: float
     """Of the step's global batch, nats per trained token (or per sample, with `--loss-reduction sample`)."""
     grad_norm: float | None
-    """Global norm before clipping."""
+    """Global norm before clipping; None where fp16 overflowed, which skips the step."""
     lr: float
     samples: int
     """Samples seen since the start of the run."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tuneval import console, runtime
+from tuneval.cores import usable_cores
 from tuneval.errors import UserError
 from tuneval.sweep.processes import own_session
 from tuneval.sweep.progress import SweepProgress
@@ -195,8 +196,7 @@ def _environment(jobs: int, slot: int) -> dict[str, str]:
     """Cores and accelerators shared out among the points that run at once."""
     environment = dict(os.environ)
     if jobs > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
         environment |= runtime.one_device(slot, environment)
     return environment
 

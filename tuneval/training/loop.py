@@ -110,9 +110,8 @@ class OneProcess:
             if not math.isfinite(value):
                 raise LossNotFinite(value, micro_batch.sample_ids)
             (loss * scale).backward()
-            del (
-                loss
-            )  # what is left of its graph would lie scattered over the memory that the next forward pass needs whole
+            # what is left of its graph would lie scattered over the memory that the next forward pass needs whole
+            del loss
             total += value
         return total
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from token_files import sample, write
 
 from tuneval.cli import main
 from tuneval.errors import UserError
 from tuneval.files import read_json, read_jsonl, write_json, write_jsonl
 from tuneval.report.audit.check import check_run
 from tuneval.report.audit.findings import OPEN, WRONG
+from tuneval.training.log_line import loaded_lines
 
 ASSETS = Path(str(resources.files("tuneval.assets")))
 
@@ -183,6 +185,102 @@ def test_replies_are_read_again(place, lora):
     number = next(i for i, row in enumerate(read_jsonl(rows)) if not row["correct"])
     change_row(rows, number, response="E")
     assert "its reply says" in wrong(lora)["ceval-oc_gen: the exam's own answers"]
+
+
+# --- honest runs that are out of the ordinary ---
+
+
+def tune_more(place: Path, run: Path, *words: object) -> None:
+    tuneval("tune", "--load", place / "base", "--data-path", place / "data" / "zh", "--fp32", "--seq-length", 40,
+            "--global-batch-size", 8, "--eval-iters", 1, "--lora-r", 4, "--lr", "1e-2", "--lr-decay-style", "constant",
+            "--lr-decay-iters", 99, "--save", run, *words)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def continued(place) -> Path:
+    """A run of 3 steps, continued to 6 with other intervals."""
+    tune_more(place, place / "continued", "--train-iters", 3, "--eval-interval", 2, "--log-interval", 2)
+    tune_more(place, place / "continued", "--train-iters", 6, "--eval-interval", 5)
+    return place / "continued"
+
+
+def test_a_continued_run_may_have_had_other_settings(continued):
+    found = {f.what: f for f in check_run(continued).found}
+    assert wrong(continued) == {}
+    assert found["validations"].state == found["log.txt agrees with metrics.jsonl"].state == OPEN
+    assert "step 2: none is due there, but the run was continued at step 3" in found["validations"].detail
+    assert "up to step 3" in found["log.txt agrees with metrics.jsonl"].detail
+
+
+@pytest.mark.parametrize(
+    "spoil, what, detail",
+    [
+        (lambda r: change_row(r / "validation.jsonl", 3, step=4), "validations", "step 4: none is due there"),
+        (lambda r: change_row(r / "validation.jsonl", 1, perplexity=1.0), "validations", "step 2: 1, not"),
+        (lambda r: change_row(r / "metrics.jsonl", 4, loss=0.5), "log.txt agrees with metrics.jsonl", "step 5: loss"),
+    ],
+)
+def test_a_continuation_excuses_nothing_else(continued, tmp_path, spoil, what, detail):
+    shutil.copytree(continued, tmp_path / "run")
+    spoil(tmp_path / "run")
+    found = wrong(tmp_path / "run")
+    assert list(found) == [what] and detail in found[what]
+
+
+def test_the_checkpoint_of_load_continues_no_run(lora):
+    """Megatron's own lines about `--load`."""
+    lines = "\n".join(loaded_lines("megatron/checkpoints", 1000))
+    (lora / "log.txt").write_text(f"{lines}\n{(lora / 'log.txt').read_text()}")
+    change_row(lora / "validation.jsonl", 1, step=3)
+    assert "step 3: none is due there" in wrong(lora)["validations"]
+
+
+@pytest.fixture(scope="module")
+def skipping(place) -> Path:
+    """A run whose second step has no trainable token."""
+    rows = [sample(i, 12) for i in range(8)]
+    rows[2:4] = [(ids, labels * 0 - 100) for ids, labels in rows[2:4]]
+    facts = read_json(place / "data" / "zh_manifest.json")
+    write(place / "skipping-data", rows, {**facts, "samples": len(rows), "data_sha256": "0", "files_sha256": {}})
+    tuneval("tune", "--load", place / "base", "--data-path", place / "skipping-data", "--fp32", "--seq-length", 40,
+            "--global-batch-size", 2, "--train-iters", 4, "--split", "100,0,0", "--no-shuffle", "--lr", "1e-2",
+            "--lr-decay-style", "linear", "--lora-r", 4, "--save", place / "skipping")  # fmt: skip
+    return place / "skipping"
+
+
+def test_a_step_without_a_trainable_token(skipping):
+    """It does not advance the schedule. Nor are there samples to validate with."""
+    assert [row["trained_tokens"] for row in read_jsonl(skipping / "metrics.jsonl")] == [20, 0, 20, 20]
+    assert wrong(skipping) == {}
+    details = {f.what: f.detail for f in check_run(skipping).found}
+    assert details["learning rates follow the schedule"] == "linear, peak 0.01, 1 steps skipped"
+
+
+@pytest.mark.parametrize(
+    "values, what",
+    [
+        ({"trained_tokens": 0}, "trained tokens within tokens"),
+        ({"trained_tokens": 0, "tokens": 0, "tokens_per_second": 0.0}, "trained tokens within tokens"),
+        ({"trained_tokens": 0, "tokens": 0, "loss": 0.0}, "learning rates follow the schedule"),
+        ({"trained_tokens": 0, "tokens": 0, "loss": 0.0}, "tokens of every step, counted again"),
+    ],
+)
+def test_a_step_that_was_not_skipped(skipping, tmp_path, values, what):
+    shutil.copytree(skipping, tmp_path / "run")
+    change_row(tmp_path / "run" / "metrics.jsonl", 2, **values)
+    assert what in wrong(tmp_path / "run")
+
+
+def test_steps_that_overflowed_fp16(place):
+    run = place / "fp16"
+    tuneval("tune", "--load", place / "base", "--data-path", place / "data" / "zh", "--fp16", "--seq-length", 40,
+            "--global-batch-size", 8, "--train-iters", 6, "--eval-iters", 0, "--lr", "1e-2", "--lr-decay-style", "linear",
+            "--lora-r", 4, "--initial-loss-scale", 2**18, "--hysteresis", 1, "--save", run)  # fmt: skip
+    overflows = [row["grad_norm"] is None for row in read_jsonl(run / "metrics.jsonl")]
+    assert overflows[0] and not overflows[-1]
+    assert wrong(run) == {}
+    change_row(run / "metrics.jsonl", 5, lr=0.01 / 6)  # as without skipped steps
+    assert "step 6: 1.66" in wrong(run)["learning rates follow the schedule"]
 
 
 def test_data_that_was_changed(place, lora, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tuneval.training.log_line import perplexity
 from tuneval.training.schedule import Schedule
 
 ADAPTER = "adapter_model.safetensors"
+CONTINUED = re.compile(r"^ loading checkpoint from .* at iteration (\d+)\n(?! checkpoint version)", re.MULTILINE)
+"""A line of log.txt: the run went on from its own checkpoint; after Megatron's, which `--load` names, a version follows."""
 
 
 def check_training(run: Path, found: Findings) -> None:
@@ -35,13 +38,14 @@ def check_training(run: Path, found: Findings) -> None:
     if not isinstance(record, RunRecord):
         return
     found.add("config.json", OK, f"{record.method}, {record.train_iters} steps planned, started {record.created}")
-    steps = _records(run, "metrics.jsonl", Step, found)
+    steps, continued = _records(run, "metrics.jsonl", Step, found), _continued(run)
     if steps:
         _check_steps(record, steps, found)
         _check_rates(record, steps, found)
-        _check_log(run, record, steps, found)
-    validations = _records(run, "validation.jsonl", Validation, found, needed=bool(record.config.get("eval_iters")))
-    _check_validations(record, validations, found)
+        _check_log(run, record, steps, continued, found)
+    needed = bool(found.attempt("validation.jsonl", lambda: _validates(record)))
+    validations = _records(run, "validation.jsonl", Validation, found, needed)
+    _check_validations(record, validations, continued, found)
     _check_result(run, record, found)
     _check_start(record, found)
     _check_data(record, steps, found)
@@ -55,6 +59,22 @@ def _records(run: Path, name: str, kind: type, found: Findings, needed: bool = T
         return []
     rows = found.attempt(name, lambda: read_records(kind, path))
     return rows if isinstance(rows, list) else []
+
+
+def _continued(run: Path) -> int:
+    """Step that the run last went on from, as its log says: up to there other settings may have held. 0: none."""
+    path = run / "log.txt"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return max(map(int, CONTINUED.findall(text)), default=0)
+
+
+def _validates(record: RunRecord) -> bool:
+    """Whether the settings leave samples to validate with."""
+    samples, split, wanted = record.data.get("samples"), record.config.get("split"), record.config.get("eval_iters")
+    if not wanted or not isinstance(samples, int) or not isinstance(split, str):
+        return bool(wanted)
+    _, start, end, _ = split_borders(samples, split)
+    return start < end
 
 
 def _check_steps(record: RunRecord, steps: list[Step], found: Findings) -> None:
@@ -78,7 +98,7 @@ def _check_steps(record: RunRecord, steps: list[Step], found: Findings) -> None:
     faults = (
         f"step {s.step}: {s.tokens} tokens, {s.trained_tokens} trained"
         for s in steps
-        if not 0 < s.trained_tokens <= s.tokens
+        if not (0 < s.trained_tokens <= s.tokens or (s.trained_tokens, s.tokens, s.loss) == (0, 0, 0.0))
     )
     found.none_of("trained tokens within tokens", faults)
     faults = (
@@ -90,26 +110,30 @@ def _check_steps(record: RunRecord, steps: list[Step], found: Findings) -> None:
 
 
 def _check_rates(record: RunRecord, steps: list[Step], found: Findings) -> None:
-    """Every learning rate against the schedule that the settings give."""
+    """Every learning rate against the schedule that the settings give, which skipped steps don't advance."""
     what, config = "learning rates follow the schedule", record.config
-    if config.get("fp16"):
-        found.add(what, OPEN, "fp16 runs may skip steps, which the record does not number")
-        return
     size = config.get("global_batch_size")
     if not isinstance(size, int) or config.get("lr") is None:
         found.add(what, OPEN, "the settings are not recorded")
         return
     optim = OptimConfig(**{f.name: config[f.name] for f in fields(OptimConfig) if f.name in config})
     schedule = Schedule(optim, record.train_iters, size)
-    faults = []
+    faults, skipped = [], 0
     for step in steps:
-        right = schedule.lr_at((step.step - 1) * size)
+        right = schedule.lr_at((step.step - 1 - skipped) * size)
         if not math.isclose(step.lr, right, rel_tol=1e-6, abs_tol=1e-15):
             faults.append(f"step {step.step}: {step.lr:.6e}, not {right:.6e}")
-    found.none_of(what, faults, f"{optim.lr_decay_style}, peak {optim.lr:g}")
+        skipped += _skipped(step)
+    told = f", {skipped} steps skipped" if skipped else ""
+    found.none_of(what, faults, f"{optim.lr_decay_style}, peak {optim.lr:g}{told}")
 
 
-def _check_log(run: Path, record: RunRecord, steps: list[Step], found: Findings) -> None:
+def _skipped(step: Step) -> bool:
+    """Whether `train()` made no update: fp16 overflowed, or there was no trainable token."""
+    return step.grad_norm is None or not step.trained_tokens
+
+
+def _check_log(run: Path, record: RunRecord, steps: list[Step], continued: int, found: Findings) -> None:
     """The console's lines against metrics.jsonl, where each step has a line."""
     what, path = "log.txt agrees with metrics.jsonl", run / "log.txt"
     if not path.is_file():
@@ -122,17 +146,21 @@ def _check_log(run: Path, record: RunRecord, steps: list[Step], found: Findings)
     if log is None or log.run is None:  # type: ignore[attr-defined]
         return
     logged = {s.step: s for s in log.run.steps}  # type: ignore[attr-defined]
+    means = continued if any(s.step <= continued and s.step not in logged for s in steps) else 0
     faults = []
-    for step in steps:
+    for step in (s for s in steps if s.step > means):
         line = logged.get(step.step)
         if line is None:
             faults.append(f"step {step.step} has no line")
-        elif step.loss > 0 and not math.isclose(line.loss, step.loss, rel_tol=2e-6):
+        elif step.loss > 0 and not _skipped(step) and not math.isclose(line.loss, step.loss, rel_tol=2e-6):
             faults.append(f"step {step.step}: loss {line.loss:.6e} in the log, {step.loss:.6e} in the record")
+    if means and not faults:
+        found.add(what, OPEN, f"up to step {means}, where the run was continued, lines are missing (--log-interval?)")
+        return
     found.none_of(what, faults, f"{len(steps)} lines")
 
 
-def _check_validations(record: RunRecord, validations: list[Validation], found: Findings) -> None:
+def _check_validations(record: RunRecord, validations: list[Validation], continued: int, found: Findings) -> None:
     if not validations:
         return
     faults = [
@@ -142,11 +170,15 @@ def _check_validations(record: RunRecord, validations: list[Validation], found: 
     ]
     interval = record.config.get("eval_interval")
     allowed = {0, record.train_iters}
-    faults += [
-        f"step {v.step}: none is due there"
-        for v in validations
-        if isinstance(interval, int) and v.step not in allowed and v.step % interval
-    ]
+    undue = [v.step for v in validations if isinstance(interval, int) and v.step not in allowed and v.step % interval]
+    faults += [f"step {step}: none is due there" for step in undue if step > continued]
+    if undue and not faults:
+        found.add(
+            "validations",
+            OPEN,
+            f"step {undue[0]}: none is due there, but the run was continued at step {continued}, perhaps with other settings",
+        )
+        return
     found.none_of("validations", faults, f"{len(validations)}, last loss {validations[-1].loss:.4f}")
 
 
