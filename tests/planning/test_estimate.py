@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from conftest import tiny_config
@@ -10,6 +12,7 @@ from tuneval.config.schema import OptimStateConfig, ParallelConfig
 from tuneval.errors import Problems
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.mesh import make_layout
+from tuneval.planning import rehearsal
 from tuneval.planning.estimate import Job, Speed, estimate, with_layers
 from tuneval.planning.rehearsal import Rehearsals
 from tuneval.planning.search import MARGIN, candidates, cheapest, fits, least_peak
@@ -69,6 +72,33 @@ def test_stages_share_the_layers_and_pass_hidden_states(rehearsals):
     assert plan.passes(SPEED).bubble > 0.1
     first, last = plan.stages[0], plan.stages[-1]
     assert last.forward_flops > first.forward_flops, "the head"
+
+
+def test_a_tied_embedding_lies_on_the_first_and_the_last_stage(rehearsals):
+    config = tiny_config(num_hidden_layers=8, tie_word_embeddings=True)
+    plan = estimate(job(hf_config=config), layout(2, pipeline_model_parallel_size=2), rehearsals)
+    tied = config.vocab_size * config.hidden_size
+    assert sum(s.trained for s in plan.stages) == parameters(config) + tied
+    norm = 8  # a number or two
+    assert plan.sent["all", "all-reduce"] == pytest.approx(4 * tied, abs=4 * norm)
+
+
+class Unsendable(Exception):
+    """Like what torch raises: it holds what can't be pickled."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.held = lambda: None
+
+
+def test_an_error_of_a_rehearsal_keeps_its_text(monkeypatch):
+    def fail(part: object) -> None:
+        raise Unsendable("it is odd")
+
+    monkeypatch.setattr(rehearsal, "rehearse", fail)
+    with pytest.raises(RuntimeError, match="Unsendable: it is odd") as raised:
+        rehearsal._rehearse(None)
+    pickle.dumps(raised.value)
 
 
 def test_tensor_parallel_processes_share_weights_and_meet_four_times_a_layer(rehearsals):

@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from tuneval.config.schema import OptimConfig, OptimStateConfig
 from tuneval.cores import usable_cores
 from tuneval.data.batches import MicroBatch
+from tuneval.errors import UserError
 from tuneval.model.build import empty_model
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.apply import parallelize
@@ -102,7 +103,16 @@ class Rehearsals:
         Raises:
             UserError: the model can't be spread so.
         """
-        return self._pool.map(rehearse, parts, chunksize=1)
+        return self._pool.map(_rehearse, parts, chunksize=1)
+
+
+def _rehearse(part: Part) -> Account:
+    try:
+        return rehearse(part)
+    except UserError:
+        raise
+    except Exception as error:  # torch's may hold what no pipe takes, and its text would be lost
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def rehearse(part: Part) -> Account:
@@ -131,10 +141,9 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
     axes = _axes(mesh)
     ledger = _FakeLedger(lambda name: axes.get(name, "all"))
     several = mesh.grid is not None
+    gradients = runner.gradients() if several else None  # outside the mode: it reads the mesh's numbers
     with mode:
-        optimizer = make_optimizer(
-            runner.named_parameters(), OptimConfig(**asdict(work.optim)), runner.gradients() if several else None
-        )
+        optimizer = make_optimizer(runner.named_parameters(), OptimConfig(**asdict(work.optim)), gradients)
         optimizer.expect(work.micro_batches)
     slots = optimizer.slots.values()
     ledger.hold((p for _, p in runner.named_parameters()), PARAMETERS)
