@@ -6,8 +6,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+import transformers
 from conftest import fill, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
+    NemotronConfig,
+    Olmo3Config,
+    StableLmConfig,
+)
 
 from tuneval.errors import UserError
 from tuneval.model.build import build_model
@@ -224,6 +233,60 @@ def test_an_architecture_with_hidden_constants_is_refused():
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match=r"model type gemma2|Gemma2Attention uses capped"):
         built(model)
+
+
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="Nemotron and StableLm had no attention of another's before 5"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [NemotronConfig, StableLmConfig])
+def test_an_architecture_whose_packed_samples_see_each_other_is_refused(kind, dtype):
+    """Their layers drop the arguments they don't know, the samples' bounds among them."""
+    config = kind(**SMALL, vocab_size=160, pad_token_id=1)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    fill(model)
+    told = (
+        f"model type {config.model_type}: a sample has other logits behind another one .* can be converted and chatted"
+    )
+    with pytest.raises(UserError, match=told):
+        Decoder(build_model(config, model.state_dict().__getitem__, dtype))
+    with pytest.raises(UserError, match=told):
+        check_architecture(config)
+
+
+def test_a_layer_that_keeps_the_bounds_to_itself_is_refused():
+    """One of four, so that no version of transformers is needed in which a whole architecture does it."""
+    whole = model_again(tiny_model())
+    layer = whole.model.layers[2]
+    forward = layer.forward
+    layer.forward = lambda hidden, segments=None, **arguments: forward(hidden, **arguments)
+    with pytest.raises(UserError, match="model type qwen2: a sample has other logits behind another one"):
+        Decoder(whole)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="OLMo 3 had a rotary embedding for each kind before 5")
+@pytest.mark.parametrize("kind", [Gemma3TextConfig, Olmo3Config])
+def test_an_architecture_that_this_forward_does_not_fit_is_named(kind):
+    """Their rotary embedding wants to know the kind of layer."""
+    config = kind(**SMALL, vocab_size=160, head_dim=8, pad_token_id=1)
+    told = f"model type {config.model_type}: a trial of its layers raised TypeError: .* can be converted and chatted"
+    with pytest.raises(UserError, match=told) as refused:
+        check_architecture(config)
+    assert isinstance(refused.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too little memory"), MemoryError(), UserError("no sinks")])
+def test_the_trial_leaves_other_errors_alone(error):
+    model = tiny_model()
+    whole = build_model(model.config, model.state_dict().__getitem__, torch.float32)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    whole.model.layers[1].forward = fail
+    with pytest.raises(type(error)) as raised:
+        Decoder(whole)
+    assert raised.value is error
 
 
 def test_other_attention_is_refused():

@@ -60,3 +60,18 @@ def test_a_parameter_of_a_module_that_no_plan_knows_is_named(mesh):
 def test_a_kind_of_layer_that_can_not_be_spread_is_told(mesh):
     with pytest.raises(UserError, match=r'has "local_packed" for model\.layers\.0\.mlp\.gate_proj'):
         tensor_parallel(model(mlp__gate_proj="local_packed"), mesh)
+
+
+def test_an_embedding_that_does_more_than_look_up_is_told(mesh):
+    class Scaled(torch.nn.Embedding):
+        """As Gemma's, without a buffer that would be missed elsewhere."""
+
+        def forward(self, ids):
+            return super().forward(ids) * 7
+
+    strange = model()
+    strange.model.embed_tokens.__class__ = Scaled
+    with pytest.raises(
+        UserError, match=r"model type qwen2: its embedding is a Scaled; .*--tensor-model-parallel-size 1"
+    ):
+        tensor_parallel(strange, mesh)

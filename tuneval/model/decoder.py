@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -17,6 +18,7 @@ from tuneval.model.frugal import keep_products
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _WINDOWS = {"full_attention", "sliding_attention"}
+_REMAINS = "this architecture can be converted and chatted with, not tuned or scored"
 
 
 class Decoder(torch.nn.Module):
@@ -30,7 +32,8 @@ class Decoder(torch.nn.Module):
             alone is rarely long enough to repay a second compilation.
 
     Raises:
-        UserError: the architecture does more than embed, run layers, normalise and project.
+        UserError: the architecture does more than embed, run layers, normalise and project, or lets packed samples see
+            each other.
     """
 
     def __init__(
@@ -160,22 +163,28 @@ def stored_name(config: PretrainedConfig, name: str) -> str:
 def check_architecture(config: PretrainedConfig) -> None:
     """Hold the decoder's forward against transformers' own for a model that no process holds whole.
 
-    One layer of random weights, few words, a narrow FFN: enough to see a scale, a cap or a second embedding.
+    One layer of random weights, few words, a narrow FFN: enough to see a scale, a cap, a second embedding or samples that
+    see each other.
 
     Args:
         config: of the model; unchanged.
 
     Raises:
-        UserError: the architecture does more than embed, run layers, normalise and project.
+        UserError: as `Decoder` does, or transformers can't build one such layer.
     """
+    with _naming(config), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = _one_layer(config)
+        Decoder(AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention.NAME))
+
+
+def _one_layer(config: PretrainedConfig) -> PretrainedConfig:
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.intermediate_size = 1, 64, 64
     small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     if getattr(small, "layer_types", None):
         small.layer_types = small.layer_types[:1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        Decoder(AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention.NAME))
+    return small
 
 
 def _check_structure(model: PreTrainedModel) -> None:
@@ -196,24 +205,45 @@ def _check_structure(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _check_forward(model: PreTrainedModel, decoder: Decoder) -> None:
-    """Hold this forward against transformers' own on four tokens: an architecture with a scale, a cap or a second
+    """Hold this forward of two samples in a row against transformers' own of each, four tokens long.
 
-    embedding that the layers don't show is refused instead of trained wrongly. Left out where weights are on `meta`.
+    An architecture with a scale, a cap or a second embedding that the layers don't show, or with layers that keep the
+    samples' bounds from their attention, is refused instead of trained wrongly. Left out where weights are on `meta`.
     """
     if any(p.is_meta for p in model.parameters()):
         return
     training = model.training
     model.eval()
-    device = decoder.head_weight.device
-    input_ids = torch.arange(4, device=device)[None] % model.config.vocab_size
-    expected = model(input_ids, use_cache=False).logits.float()
-    actual = decoder.lm_head(decoder(input_ids, torch.arange(4, device=device)[None])).float()
+    samples = torch.arange(8, device=decoder.head_weight.device).view(2, 4) % model.config.vocab_size
+    positions = torch.arange(4, device=samples.device).repeat(2)[None]  # [1, 8]
+    with _naming(model.config):
+        expected = model(samples, use_cache=False).logits.float()  # [2, 4, V]
+        actual = decoder.lm_head(decoder(samples.view(1, 8), positions, (0, 4, 8))).float().view_as(expected)
     model.train(training)
     if not bool(torch.isfinite(expected).all()):
         return  # broken weights: training names them, with the step
-    tolerance = 1e-4 if decoder.head_weight.dtype == torch.float32 else 5e-2
-    if not torch.allclose(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()), equal_nan=True):
+    tolerance = (1e-4 if decoder.head_weight.dtype == torch.float32 else 5e-2) * float(expected.abs().max())
+    first, second = (torch.allclose(a, e, rtol=0, atol=tolerance, equal_nan=True) for a, e in zip(actual, expected))
+    if not first:  # sees nothing but itself, whatever the bounds
         raise UserError(
             f"model type {model.config.model_type}: transformers' own forward gives other logits than embedding, "
-            "layers, norm and head in a row; this architecture can be converted and chatted with, not tuned or scored"
+            f"layers, norm and head in a row; {_REMAINS}"
         )
+    if not second:
+        raise UserError(
+            f"model type {model.config.model_type}: a sample has other logits behind another one in its row than alone: "
+            f"the layers don't tell their attention where samples end; {_REMAINS}"
+        )
+
+
+@contextmanager
+def _naming(config: PretrainedConfig) -> Iterator[None]:
+    """What an architecture raises when it is tried becomes a UserError that names it; too little memory stays what it is."""
+    try:
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model type {config.model_type}: a trial of its layers raised {type(error).__name__}: {error}; {_REMAINS}"
+        ) from error

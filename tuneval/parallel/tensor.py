@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.nn.functional import embedding
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import UserError
 from tuneval.model.loss import Words
@@ -39,7 +39,7 @@ def tensor_parallel(model: PreTrainedModel, mesh: DeviceMesh, sequence_parallel:
         sequence_parallel: keep what lies between blocks, [1, T, H], split by tokens; T must divide by the mesh's size.
 
     Raises:
-        UserError: a parameter for which the plan has no place; all are named.
+        UserError: a parameter for which the plan has no place (all are named), or as in `make_plan`.
     """
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
     embedding, head = model.get_input_embeddings(), model.lm_head
@@ -68,7 +68,8 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
         sequence_parallel: as in `tensor_parallel`.
 
     Raises:
-        UserError: Hugging Face's plan asks for something else than column and row layers.
+        UserError: Hugging Face's plan asks for something else than column and row layers, or the embedding does more
+            than look up.
     """
     outside: Placement = Shard(1) if sequence_parallel else Replicate()  # of hidden states [1, T, H] between blocks
     heads, kinds = Heads.of(model.config, size, rank), dict(_planned(model))
@@ -76,6 +77,7 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
     plan: dict[str, ParallelStyle] = {}
     for name, module in model.named_modules():
         if name == _EMBEDDING:
+            _check_embedding(model.config, module)
             plan[name] = Embedding(outside)
         elif name == _HEAD:
             plan[name] = Head()
@@ -92,6 +94,14 @@ def make_plan(model: PreTrainedModel, size: int, rank: int, sequence_parallel: b
             after = Block(outside) if name == _NORM else None
             plan[name] = Norm(inside or sequence_parallel, after)
     return plan
+
+
+def _check_embedding(config: PretrainedConfig, module: torch.nn.Module) -> None:
+    if type(module) is not torch.nn.Embedding:  # `_LocalEmbedding` would drop what it does besides
+        raise UserError(
+            f"model type {config.model_type}: its embedding is a {type(module).__name__}; only a plain Embedding can be "
+            "spread. Use --tensor-model-parallel-size 1"
+        )
 
 
 def _planned(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
