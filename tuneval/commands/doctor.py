@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 
 from tuneval import console, runtime
+from tuneval.commands.number_type import WORTH_A_WORD
 from tuneval.config.flags import Parsed
 
 OPTIONAL = {
@@ -29,8 +30,10 @@ def main(parsed: Parsed) -> int:
     for name, speed in speeds.items():
         table.add_row(f"{name} matrix product", speed if isinstance(speed, str) else f"{speed:,.0f} GFLOP/s")
     # fp16 trains with loss scaling and overflows elsewhere: not a type to recommend for its speed.
-    fastest = max((name for name in ("bf16", "fp32") if not isinstance(speeds[name], str)), key=speeds.get)
-    table.add_row("fastest type", f"{fastest}: tune --{fastest}, evaluate --dtype {fastest}")
+    half, whole = speeds["bf16"], speeds["fp32"]
+    slow = isinstance(half, str) or (not isinstance(whole, str) and whole > WORTH_A_WORD * half)
+    best = "fp32" if slow else "bf16"
+    table.add_row("type to take", f"{best}: tune --{best}, evaluate --dtype {best}")
     for module, (use, install) in OPTIONAL.items():
         table.add_row(module, "yes" if find_spec(module) else escape(f"no; for {use}: {install}"))
     console.out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from tuneval.config.flags import Parsed
@@ -16,7 +17,7 @@ def main(parsed: Parsed) -> None:
     for line in summary(manifest):
         out.print(line, markup=False)
     warn_of(manifest)
-    tokenizer, data = config.tokenizer_name_or_path, config.output_prefix
+    tokenizer, data = (shlex.quote(str(path)) for path in (config.tokenizer_name_or_path, config.output_prefix))
     note(f"look at it:  tuneval inspect --data-path {data}")
     note(f"tune on it:  tuneval tune --load {tokenizer} --data-path {data} --save RUN")
 
