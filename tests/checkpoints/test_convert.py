@@ -7,6 +7,7 @@ written as Megatron's layers read them, knowing nothing of the weight table.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 
 import pytest
@@ -228,6 +229,45 @@ def test_only_an_earlier_result_is_replaced(tmp_path):
     assert_same(source, shards_of(source, tmp_path / "out", 1, 2))
     with pytest.raises(UserError, match="would be replaced"):  # it is being read
         to_hf(MegatronSource(tmp_path / "out"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("other", ["notes.txt", "iter_0000002/mp_rank_00/notes.txt", "iter_0000001/empty/", "link"])
+@pytest.mark.parametrize("target", ["hf", "mcore"])
+def test_what_lies_in_an_earlier_result_besides_is_never_deleted(tmp_path, target, other, listed):
+    source, out = hf_folder(tmp_path / "hf", "qwen2"), tmp_path / "out"
+
+    def write():
+        shards_of(source, out, 2, 2) if target == "mcore" else to_hf(source, out, max_shard_bytes=30_000)
+
+    for _ in range(2):  # the second time replaces the first
+        write()
+        if not listed:  # as records were before they listed the files
+            (out / "convert.json").write_text("{}")
+    (out / other).parent.mkdir(parents=True, exist_ok=True)
+    if other == "link":
+        (out / other).symlink_to(tmp_path / "hf")
+    elif other.endswith("/"):
+        (out / other).mkdir(parents=True)
+    else:
+        (out / other).write_text("keep")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UserError, match=f"no conversion wrote: {other.rstrip('/')}. Move that, or choose another"):
+        write()
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("max_shard_bytes", [30_000, 4 << 30])
+def test_the_record_lists_every_file(tmp_path, max_shard_bytes):
+    source = hf_folder(tmp_path / "hf", "qwen2")
+    to_hf(source, tmp_path / "back", max_shard_bytes=max_shard_bytes)
+    shards_of(source, tmp_path / "mcore", 2, 2)
+    for folder in (tmp_path / "back", tmp_path / "mcore"):
+        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        assert json.loads((folder / "convert.json").read_text())["files"] == there
+    (tmp_path / "mcore" / "mine.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no conversion wrote: mine\.json\."):
+        to_hf(source, tmp_path / "mcore")
 
 
 def test_every_problem_of_a_layout_at_once():

@@ -189,3 +189,22 @@ def test_a_file_in_the_place_of_the_result_is_told(tiny_folder, tmp_path, capsys
         assert convert(tiny_folder(), tmp_path / "out", to) == 2
         assert "is there already" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_what_is_replaced_is_told(tiny_folder, tmp_path, capsys):
+    out, base = tmp_path / "out", tiny_folder()
+    assert convert(base, out, "mcore", *layout(2, 3), "--num-layer-list", "2,1,1") == 0
+    assert "is replaced" not in capsys.readouterr().err
+    assert convert(base, out, "mcore", *layout(4, 1)) == 0
+    assert "the earlier result there (Megatron, TP 2 x PP 3, layers 2,1,1) is replaced" in capsys.readouterr().err
+    assert main(["export", "--load", str(base), "--save", str(out), "--to", "hf"]) == 0
+    assert "the earlier result there (Megatron, TP 4 x PP 1) is replaced" in capsys.readouterr().err
+    (out / "my_notes.txt").write_text("keep")
+    assert main(["export", "--load", str(base), "--save", str(out), "--to", "hf"]) == 2
+    said = capsys.readouterr().err
+    assert "no conversion wrote: my_notes.txt. Move that, or choose another folder." in said
+    assert "is replaced" not in said
+    assert (out / "my_notes.txt").read_text() == "keep"
+    (out / "my_notes.txt").unlink()
+    assert convert(base, out, "hf") == 0
+    assert "the earlier result there (Hugging Face) is replaced" in capsys.readouterr().err

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 
 from tuneval import files
-from tuneval.checkpoints.hf import HfSink, Source, copy_companions, size_of
+from tuneval.checkpoints.hf import COMPANIONS, HfSink, Source, copy_companions, size_of
 from tuneval.checkpoints.layout import Layout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary
+from tuneval.checkpoints.rank_files import RANK_FILE, TRACKER
 from tuneval.checkpoints.streamed import Pending
-from tuneval.console import Bar, progress_bar
+from tuneval.console import Bar, note, progress_bar
 from tuneval.errors import UserError
 from tuneval.model.weight_map import Row, rows
 
 RECORD = "convert.json"
-"""Written beside the weights: the resolved configuration and what was read."""
+"""Written beside the weights: the resolved configuration, what was read, and the files written."""
+_USUAL = (*COMPANIONS, TRACKER, f"iter_*/mp_rank_*/{RANK_FILE}", "model.safetensors", "model-*-of-*.safetensors")
+"""The files of a result whose record does not list them yet."""
 
 
 def to_hf(
@@ -41,7 +44,7 @@ def to_hf(
         record: goes to convert.json.
 
     Raises:
-        UserError: the folder is in use, or the disk is too small. Nothing is written then.
+        UserError: the folder is in use or holds other files, or the disk is too small. Nothing is written then.
     """
     check_target(save, source)
     files.check_free_space(save, _written_bytes(source, dtype), "The Hugging Face folder")
@@ -80,8 +83,8 @@ def to_mcore(
         transformer_impl: whose layers the tensors are named for, `local` or `transformer_engine`.
 
     Raises:
-        UserError: tensors that the table has no place for or does not find, the folder is in use, or the disk is too
-            small. Nothing is written then.
+        UserError: tensors that the table has no place for or does not find, the folder is in use or holds other files, or
+            the disk is too small. Nothing is written then.
     """
     check_complete(source, rows(source.config))
     check_target(save, source)
@@ -134,13 +137,44 @@ def check_complete(source: Source, table: list[Row]) -> None:
 
 
 def check_target(save: Path, source: Source) -> None:
-    """Refuse to replace a folder that is not an earlier result of this command, or the one that is being read."""
+    """Refuse to replace what is not an earlier result of this command and nothing else, or is being read; say what is."""
     if not save.exists() or (save.is_dir() and not any(save.iterdir())):
         return
     target = save.resolve()
     is_read = any(target in (folder, *folder.parents) for folder in _folders_read(source))
     if is_read or not (save / RECORD).is_file():
         raise UserError(f"--save {save}: is there already and would be replaced. Choose another folder, or remove it.")
+    record = files.read_object(save / RECORD)
+    others = _others(save, record)
+    if others:
+        more = f" and {len(others) - 12} more" if len(others) > 12 else ""
+        raise UserError(
+            f"--save {save}: is an earlier result and would be replaced, but holds what no conversion wrote: "
+            f"{', '.join(others[:12])}{more}. Move that, or choose another folder."
+        )
+    note(f"--save {save}: the earlier result there{_described(record)} is replaced")
+
+
+def _others(save: Path, record: dict[str, Any]) -> list[str]:
+    """Every file, link and empty folder in an earlier result that is not of it."""
+    listed = record.get("files")
+    own = {save / str(name) for name in listed} if isinstance(listed, list) else set()
+    if not own:
+        own = {path for pattern in _USUAL for path in save.glob(pattern)}
+    ends = (p for p in sorted(save.rglob("*")) if p.is_symlink() or not p.is_dir() or not any(p.iterdir()))
+    return [path.relative_to(save).as_posix() for path in ends if path not in own]
+
+
+def _described(record: dict[str, Any]) -> str:
+    """What a record says of the form of its result; nothing where `tune` wrote it."""
+    config = record.get("config")
+    if not isinstance(config, dict) or config.get("to") not in ("hf", "mcore"):
+        return ""
+    if config["to"] == "hf":
+        return " (Hugging Face)"
+    tp, pp = config.get("target_tensor_parallel_size"), config.get("target_pipeline_parallel_size")
+    layers = f", layers {config['num_layer_list']}" if config.get("num_layer_list") else ""
+    return f" (Megatron, TP {tp} x PP {pp}{layers})"
 
 
 def _folders_read(source: Source) -> list[Path]:
@@ -180,4 +214,16 @@ def _finish(source: Source, folder: Path, dtype: torch.dtype | None, record: dic
         name = str(dtype).removeprefix("torch.")
         config.update({key: name for key in ("dtype", "torch_dtype") if key in config} or {"torch_dtype": name})
         files.write_json(folder / "config.json", config, sync=False)
-    files.write_json(folder / RECORD, record or {}, sync=False)
+    files.write_json(folder / RECORD, {**(record or {}), "files": _written_files(folder)}, sync=False)
+
+
+def _written_files(folder: Path) -> list[str]:
+    """Every file of a result, as it is named once the folder appears: HfSink names its weights last."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    weights = [name for name in names if name.startswith(".shard-")]
+    named = [f"model-{n:05d}-of-{len(weights):05d}.safetensors" for n in range(1, len(weights) + 1)]
+    if len(weights) == 1:
+        named = ["model.safetensors"]
+    elif weights:
+        named.append("model.safetensors.index.json")
+    return sorted([*set(names).difference(weights), *named, RECORD])
