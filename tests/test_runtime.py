@@ -16,9 +16,9 @@ def accelerator(monkeypatch):
 
     def put(module: SimpleNamespace | None) -> None:
         if module is None:
-            monkeypatch.delattr(torch, "accelerator")
+            monkeypatch.delattr(torch, "accelerator", raising=False)
         else:
-            monkeypatch.setattr(torch, "accelerator", module)
+            monkeypatch.setattr(torch, "accelerator", module, raising=False)
 
     return put
 
