@@ -281,6 +281,9 @@ def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
     assert status == 2 and "--lr 0.5: the run in" in error and "started with 0.001" in error
     assert "--lr-decay-iters 8" in error and "--finetune" in error
     assert len(rows(tmp_path / "run")) == 4
+    assert "Give --lr-decay-iters 4 for more steps" in error
+    succeed(*arguments(model, data, tmp_path / "run", "--train-iters", "6", "--lr-decay-iters", "4"))
+    assert len(rows(tmp_path / "run")) == 6
 
 
 @pytest.mark.parametrize("method", [(), ("--lora-r", "4")], ids=["full", "lora"])

@@ -102,12 +102,23 @@ def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan) -> Non
     for key, before in earlier.config.items():
         if key not in FREE_TO_CHANGE and key in now and now[key] != before:
             flag = key.replace("_", "-")
-            problems.add(f"--{flag} {now[key]}: the run in {folder} was started with {before}. {_WAYS_OUT}")
+            problems.add(
+                f"--{flag} {now[key]}: the run in {folder} was started with {before}. {_ways_out(key, now, before)}"
+            )
     if earlier.data.get("data_sha256") != manifest.get("data_sha256"):
         problems.add(
             f"--data-path {plan.config.data.data_path}: other data than {folder} was started with. {_WAYS_OUT}"
         )
     problems.raise_if_any()
+
+
+def _ways_out(key: str, now: dict[str, Any], before: Any) -> str:
+    if key == "lr_decay_iters" and now[key] == now["train_iters"]:  # nobody gave it: the steps did
+        return (
+            f"It comes from --train-iters. Give --lr-decay-iters {before} for more steps at the last learning rate, "
+            "another --save, or --finetune to start afresh"
+        )
+    return _WAYS_OUT
 
 
 def _check_weights(folder: Path, plan: Plan, earlier: records.RunRecord | None, identity: dict[str, Any]) -> None:
