@@ -71,7 +71,11 @@ def test_a_file_is_answered_in_its_order_whatever_the_batch(folder, tmp_path, ca
         flags = ("--input", str(tmp_path / "in.jsonl"), "--output", str(output), "--batch-size", batch_size)
         assert run(folder, *flags) == 0
         found = read_jsonl(output)
-        assert found == [{**row, "response": a, "stopped": f["stopped"]} for row, a, f in zip(rows, answers, found)]
+        settings = {"dtype": "fp32", "greedy": True, "max_new_tokens": 7}
+        assert found == [
+            {**row, "response": a, "stopped": f["stopped"], "settings": settings}
+            for row, a, f in zip(rows, answers, found)
+        ]
     capsys.readouterr()
     assert run(folder, "--input", str(tmp_path / "in.jsonl")) == 0
     assert [json.loads(line)["response"] for line in capsys.readouterr().out.splitlines()] == answers
@@ -164,6 +168,10 @@ def test_answers_stand_beside_earlier_ones(folder, tmp_path, capsys):
     assert all(e["response"].startswith(s["after"]) and s["after"] for s, e in zip(samples, earlier))
     assert all(s["before_stopped"] == e["stopped"] and s["after_stopped"] is False for s, e in zip(samples, earlier))
     assert samples[0]["settings"] == {"dtype": "fp32", "greedy": True, "max_new_tokens": 3}
+    told = f"--before {before}: its answers were made with other settings: max_new_tokens 7 then, 3 now\n"
+    assert told in capsys.readouterr().err
+    assert run(folder, "--input", str(prompts), "--before", str(before)) == 0
+    assert "other settings" not in capsys.readouterr().err
 
     acting = ("--num-beams", "2", "--repetition-penalty", "1.5", "--temperature", "0.5", "--seed", "7")
     capsys.readouterr()

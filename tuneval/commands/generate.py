@@ -32,8 +32,11 @@ def main(parsed: Parsed) -> None:
     output = config.output if earlier is None else config.output or config.load / "samples.jsonl"
     if output is not None:
         check_writable(output)
+    settings = _settings(config)
     for notice in without_effect(config.sampling):
         console.note(notice)
+    if earlier is not None:
+        _warn_of_other_settings(config, settings, earlier[0].get("settings"))
     console.note(f"loading {config.load}")
     loaded = load_model(
         config.load,
@@ -56,7 +59,8 @@ def main(parsed: Parsed) -> None:
     if not runtime.is_main():
         return
     if earlier is None:
-        _write([{**row, "response": a.text, "stopped": a.stopped} for row, a in zip(rows, answers)], output)
+        made = {} if output is None else {"settings": settings}  # for `--before`; on a screen it would be in the way
+        _write([{**row, "response": a.text, "stopped": a.stopped, **made} for row, a in zip(rows, answers)], output)
         return
     samples = [
         SampleAnswer(
@@ -65,11 +69,23 @@ def main(parsed: Parsed) -> None:
             after=answer.text,
             before_stopped=before.get("stopped"),
             after_stopped=answer.stopped,
-            settings=_settings(config),
+            settings=settings,
         )
         for row, before, answer in zip(rows, earlier, answers)
     ]
     _write([asdict(sample) for sample in samples], output)
+
+
+def _warn_of_other_settings(config: GenerateConfig, settings: dict[str, Any], before: Any) -> None:
+    """Answers made in two ways differ by more than the tuning. Files of older versions don't say how they were made."""
+    if not isinstance(before, dict):
+        return
+    names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    if names:
+        told = "; ".join(
+            f"{name} {before.get(name, 'not given')} then, {settings.get(name, 'not given')} now" for name in names
+        )
+        console.warn(f"--before {config.before}: its answers were made with other settings: {told}")
 
 
 @dataclass(frozen=True)
