@@ -204,6 +204,7 @@ def test_worked_examples_are_computed_once(loaded, reference, batch_tokens):
         assert used <= shared + sum(len(ids) - shared + 8 for ids in encoded)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # of transformers: what the cache is called
 def test_a_prefix_is_no_padding(loaded):
     """The comparison above fails where positions count the padding behind the prefix."""
     ids = [[5, 9, 14, 22, 31, 40, 11, 8, 17], [5, 9, 14, 22, 31, 60]]

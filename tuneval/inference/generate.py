@@ -14,7 +14,7 @@ from tuneval.config.schema import SamplingConfig
 from tuneval.console import warn
 from tuneval.data.template import Template, load_template, template_difference
 from tuneval.errors import UserError
-from tuneval.inference.prefix import Prefix
+from tuneval.inference.prefix import Prefix, cache_argument
 from tuneval.inference.sampling import check_sampling
 
 
@@ -57,7 +57,7 @@ def generate(
     attention_mask = torch.tensor(
         [[1] * shared + [0] * (longest - len(p)) + [1] * (len(p) - shared) for p in prompts], device=device
     )
-    computed = {} if prefix is None else {"past_key_values": prefix.rows(len(prompts))}
+    computed = {} if prefix is None else {cache_argument(loaded.model): prefix.rows(len(prompts))}
     with _drawing_from(sampling.seed, device), torch.inference_mode():
         output = loaded.model.generate(
             input_ids=input_ids,

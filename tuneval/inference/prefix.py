@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,11 @@ class Prefix:
         return cache
 
 
+def cache_argument(model: torch.nn.Module) -> str:
+    """What this version of transformers calls the keys and values of earlier tokens."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @torch.inference_mode()
 def compute_prefix(loaded: Loaded, ids: Sequence[int]) -> Prefix | None:
     """Keys and values of tokens that several prompts begin with.
@@ -46,8 +52,8 @@ def compute_prefix(loaded: Loaded, ids: Sequence[int]) -> Prefix | None:
     cache = DynamicCache(config=loaded.config)
     loaded.model(
         input_ids=torch.tensor([list(ids)], device=loaded.model.device),
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_argument(loaded.model): cache},
     )
     return Prefix(tokens=len(ids), cache=cache) if all(type(layer) is DynamicLayer for layer in cache.layers) else None
