@@ -16,7 +16,8 @@ import torch
 from tuneval.config.schema import BatchConfig
 from tuneval.data.indexed import IndexedDataset, sft_prefix
 from tuneval.data.manifest import manifest_path, read_manifest
-from tuneval.data.truncation import IGNORED, kept_positions
+from tuneval.data.rendering import MASKED
+from tuneval.data.truncation import kept_positions
 from tuneval.errors import UserError
 
 
@@ -72,7 +73,7 @@ class SftDataset:
         """[N] int64: trainable tokens of each sample before any truncation; its first token is never trained."""
         counts = np.zeros(len(self), np.int64)
         for first, lengths, tokens in _blocks(self._labels):
-            trained = tokens != IGNORED
+            trained = tokens != MASKED
             starts = np.cumsum(lengths) - lengths
             filled = lengths > 0
             trained[starts[filled]] = False
@@ -304,7 +305,7 @@ def make_global_batch(
     """One global batch of the named samples, packed: the share of one process."""
     samples = [truncate(dataset[i], seq_length) for i in sample_ids]
     targets = [_next_tokens(sample) for sample in samples]
-    counts = [int((t != IGNORED).sum()) for t in targets]
+    counts = [int((t != MASKED).sum()) for t in targets]
     used = [i for i, count in enumerate(counts) if count]
     token_weight = _token_weights(counts, batch)
     most = None if batch.loss_reduction == "micro-batch" else batch.micro_batch_size
@@ -342,16 +343,16 @@ def _token_weights(counts: list[int], batch: BatchConfig) -> list[float]:
 
 def _next_tokens(sample: Sample) -> np.ndarray:
     """Labels moved by one inside each conversation; nothing follows its last token."""
-    targets = np.full(len(sample.labels), IGNORED, np.int64)
+    targets = np.full(len(sample.labels), MASKED, np.int64)
     targets[:-1] = sample.labels[1:]
-    targets[[bound - 1 for bound in sample.bounds[1:] if bound]] = IGNORED
+    targets[[bound - 1 for bound in sample.bounds[1:] if bound]] = MASKED
     return targets
 
 
 def _micro_batch(parts: list[tuple[Sample, np.ndarray, float, int]]) -> MicroBatch:
     input_ids = np.concatenate([sample.input_ids for sample, *_ in parts]).astype(np.int64)
     targets = np.concatenate([t for _, t, *_ in parts])
-    weights = np.concatenate([np.where(t != IGNORED, weight, 0.0) for _, t, weight, _ in parts]).astype(np.float32)
+    weights = np.concatenate([np.where(t != MASKED, weight, 0.0) for _, t, weight, _ in parts]).astype(np.float32)
     lengths = [int(n) for sample, *_ in parts for n in np.diff(sample.bounds)]
     positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
     return MicroBatch(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-IGNORED = -100
-"""Label of a token that is not trained."""
+from tuneval.data.rendering import MASKED
 
 
 def truncate_turns(turns: list[tuple[int, int]], room: int) -> list[tuple[int, int]]:
@@ -40,7 +39,7 @@ def kept_positions(labels: np.ndarray, room: int) -> np.ndarray:
     """Positions of a conversation that stay when it is cut to `room` tokens, rising.
 
     Args:
-        labels: [length], -100 on the sources; a turn is a run of those and the run of trained tokens after it.
+        labels: [length], `MASKED` on the sources; a turn is a run of those and the run of trained tokens after it.
         room: tokens.
 
     Returns:
@@ -48,7 +47,7 @@ def kept_positions(labels: np.ndarray, room: int) -> np.ndarray:
     """
     if len(labels) <= room:
         return np.arange(len(labels))
-    trained = labels != IGNORED
+    trained = labels != MASKED
     edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(labels)]
     if trained[0]:  # a conversation that starts with a target: its first source is empty
         edges.insert(0, 0)

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
+from tuneval.data.rendering import MASKED
+
 if TYPE_CHECKING:
     from tuneval.data.batches import MicroBatch
     from tuneval.model.decoder import Decoder
@@ -43,7 +45,7 @@ def sequence_loss(decoder: Decoder, micro_batch: MicroBatch) -> torch.Tensor:
 def hidden_loss(decoder: Decoder, hidden: torch.Tensor, micro_batch: MicroBatch) -> torch.Tensor:
     """`sequence_loss` from the decoder's hidden states [1, T, H] on."""
     targets, weights = micro_batch.targets[0], micro_batch.weights[0]
-    rows = ((targets != -100) & (weights != 0)).nonzero()[:, 0]  # [N]
+    rows = ((targets != MASKED) & (weights != 0)).nonzero()[:, 0]  # [N]
     return linear_cross_entropy(hidden[0].index_select(0, rows), decoder.head_weight, targets[rows], weights[rows])
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 
 from tuneval.data.batches import MicroBatch, deal
-from tuneval.data.truncation import IGNORED
+from tuneval.data.rendering import MASKED
 from tuneval.parallel.mesh import Layout
 
 PADDING_SEGMENT = 64
@@ -71,7 +71,7 @@ def _join(row: list[_Piece], length: int) -> MicroBatch:
 
     return MicroBatch(
         input_ids=column("input_ids", torch.zeros_like(padding)),
-        targets=column("targets", torch.full_like(padding, IGNORED)),
+        targets=column("targets", torch.full_like(padding, MASKED)),
         weights=column("weights", torch.zeros(1, length - used)),
         position_ids=column("position_ids", padding % PADDING_SEGMENT),
         segments=tuple(bounds),
