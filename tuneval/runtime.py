@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tuneval.cores import usable_cores
 from tuneval.wide_products import multiplies, widen_products
 
 # It warns of kernels for 4-bit products, which nothing here uses, as soon as peft, wherever it is installed, imports it.
@@ -268,7 +269,7 @@ def machine() -> dict[str, object]:
     return {
         "platform": platform.platform(),
         "processor": _processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": kind.type,
         "threads": torch.get_num_threads(),

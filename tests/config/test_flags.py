@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from tuneval.config import flags, schema
+from tuneval.config.fields import flat_types
 from tuneval.errors import UserError
 
 REQUIRED = "--load m --data-path d --save r".split()
@@ -133,10 +134,12 @@ def test_the_resolved_configuration_can_be_given_back(tmp_path):
 
 
 def test_flags_of_a_command_are_unique():
-    for name in vars(schema).values():
-        if dataclasses.is_dataclass(name):
-            known = flags._known_flags(name)
-            assert len(known) == len(set(known)), name
+    for kind in vars(schema).values():
+        if dataclasses.is_dataclass(kind):
+            flat_types(kind)
+    twice = dataclasses.make_dataclass("Twice", [("lora", schema.LoraConfig), ("again", schema.LoraConfig)])
+    with pytest.raises(AssertionError, match="again twice"):
+        flat_types(twice)
 
 
 def test_preprocess_flags_without_effect_say_why():

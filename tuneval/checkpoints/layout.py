@@ -10,6 +10,7 @@ import torch
 
 from tuneval.errors import Problems, UserError
 from tuneval.model.weight_map import Row, check_tensor_parallel, head_dim_of, traits_of
+from tuneval.parallel.mesh import divisors, even_list
 
 TP_FLAG, PP_FLAG = "--target-tensor-parallel-size", "--target-pipeline-parallel-size"
 VPP_FLAG = "--num-layers-per-virtual-pipeline-stage"
@@ -76,10 +77,9 @@ def plan_layout(
     elif num_layer_list is not None:
         stages = _listed_stages(num_layer_list, pp, layers, problems)
     elif layers % pp:
-        divisors = ", ".join(str(n) for n in range(1, layers + 1) if layers % n == 0)
         problems.add(
             f"{PP_FLAG} {pp}: {layers} layers, {layers} % {pp} = {layers % pp}. "
-            f"Choose {divisors}, or add --num-layer-list {_example(layers, pp)}."
+            f"Choose {', '.join(map(str, divisors(layers)))}, or add --num-layer-list {even_list(layers, pp)}."
         )
     else:
         stages = (layers // pp,) * pp
@@ -95,14 +95,14 @@ def _check_chunks(each: int, stages: tuple[int, ...], num_layer_list: str | None
     elif len(stages) == 1:
         problems.add(f"{VPP_FLAG} {each}: goes with {PP_FLAG} above 1")
     elif each < 1 or stages[0] % each or each == stages[0]:
-        fitting = ", ".join(str(n) for n in range(1, stages[0]) if stages[0] % n == 0) or "none"
+        fitting = ", ".join(map(str, divisors(stages[0])[:-1])) or "none"
         problems.add(
             f"{VPP_FLAG} {each}: a stage has {stages[0]} layers, to be cut into two or more. Choose {fitting}."
         )
 
 
 def _listed_stages(text: str, pp: int, layers: int, problems: Problems) -> tuple[int, ...]:
-    example = f"For example {_example(layers, pp)}."
+    example = f"For example {even_list(layers, pp)}."
     try:
         stages = tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -115,11 +115,6 @@ def _listed_stages(text: str, pp: int, layers: int, problems: Problems) -> tuple
     problems.check(total == layers, f"--num-layer-list {text}: adds up to {total}, the model has {layers}. {example}")
     problems.check(min(stages) > 0, f"--num-layer-list {text}: every stage needs a layer. {example}")
     return stages
-
-
-def _example(layers: int, pp: int) -> str:
-    each, more = divmod(layers, pp)
-    return ",".join(str(each + (stage < more)) for stage in range(pp))
 
 
 def rank_name(tp_rank: int, stage: int, pp: int) -> str:

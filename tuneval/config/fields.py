@@ -18,5 +18,7 @@ def flat_types(config_type: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for f in fields(config_type):  # type: ignore[arg-type]
         hint = hints[f.name]
-        found |= flat_types(hint) if is_dataclass(hint) else {f.name: hint}
+        opened = flat_types(hint) if is_dataclass(hint) else {f.name: hint}
+        assert not found.keys() & opened.keys(), f"{config_type.__name__} has {f.name} twice: flags are flat"
+        found |= opened
     return found

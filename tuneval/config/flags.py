@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import math
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneval.config.compatibility import CHECKED, CHECKED_SWITCHES, NO_EFFECT, ONLY, SWITCHES, UNSUPPORTED, known
+from tuneval.config.fields import flat_types
 from tuneval.errors import Problems, UserError
 
 C = TypeVar("C")
@@ -44,12 +44,12 @@ def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
     import tyro
 
     arguments, file_values = _take_config_file(normalise(arguments))
-    defaults = _flags_from_file(config_type, file_values, given=arguments)
+    defaults = _flags_from_file(file_values, given=arguments)
     marker = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
     config, unknown = tyro.cli(
         config_type, prog=program, args=defaults + arguments, config=marker, return_unknown_args=True, add_help=True
     )
-    facts, notices = _sort_out(unknown, _known_flags(config_type))
+    facts, notices = _sort_out(unknown, [name.replace("_", "-") for name in flat_types(config_type)])
     return Parsed(config, facts, notices)
 
 
@@ -131,7 +131,7 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return rest, values
 
 
-def _flags_from_file(config_type: type, values: dict[str, Any], given: list[str]) -> list[str]:
+def _flags_from_file(values: dict[str, Any], given: list[str]) -> list[str]:
     """The file's values as flags, for those the command line does not give itself."""
     words: list[str] = []
     on_the_line = {word.partition("=")[0] for word in given}
@@ -146,22 +146,6 @@ def _flags_from_file(config_type: type, values: dict[str, Any], given: list[str]
         else:
             words += [flag] if value is True else as_words(flag, str(value))
     return words
-
-
-def _known_flags(config_type: type) -> list[str]:
-    """Every flag name of a schema class, sections included."""
-    names: list[str] = []
-    hints = _type_hints(config_type)
-    for f in dataclasses.fields(config_type):
-        section = hints[f.name]
-        names += _known_flags(section) if is_dataclass(section) else [f.name.replace("_", "-")]
-    return names
-
-
-def _type_hints(config_type: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(config_type)
 
 
 def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -12,7 +12,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-LEVEL = 0.95
+from tuneval.evaluation.stats import LEVEL
+
 MOST_ENUMERATED = 20
 """Real differences up to this many are tested by all their sign patterns, more by the normal distribution."""
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tuneval.model.weight_map import head_dim_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
@@ -40,8 +42,7 @@ class Heads:
     def of(cls, config: Any, size: int, rank: int) -> Heads:
         """For a model's config."""
         queries, keys = config.num_attention_heads, config.num_key_value_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // queries
-        return cls(queries=queries, keys=keys, dim=dim, size=size, rank=rank)
+        return cls(queries=queries, keys=keys, dim=head_dim_of(config), size=size, rank=rank)
 
     @property
     def are_shares(self) -> bool:

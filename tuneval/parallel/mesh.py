@@ -252,7 +252,7 @@ def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[
     )
     counts = (layers,)
     if pp > layers:
-        problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose {_either(_divisors(layers))}")
+        problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose {_either(divisors(layers))}")
     elif listed is not None and each is not None:
         problems.add(f"{LIST_FLAG} and {VPP_FLAG}: give one of them")
     elif pp == 1 and (listed or each) and (listed != str(layers)):
@@ -265,7 +265,7 @@ def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[
     elif layers % pp:
         problems.add(
             f"{PP_FLAG} {pp}: the model has {layers} layers, {layers} % {pp} = {layers % pp}. "
-            f"Choose {_either(_divisors(layers))}, or add {LIST_FLAG} {even_list(layers, pp)}"
+            f"Choose {_either(divisors(layers))}, or add {LIST_FLAG} {even_list(layers, pp)}"
         )
     else:
         counts = (layers // pp,) * pp
@@ -275,7 +275,7 @@ def _layers(parallel: ParallelConfig, layers: int, problems: Problems) -> tuple[
 
 def _virtual(pp: int, each: int, layers: int, problems: Problems) -> tuple[int, ...]:
     if each < 1 or layers % (pp * each) or layers == pp * each:
-        fitting = [n for n in _divisors(layers // pp) if n < layers // pp] if layers % pp == 0 else []
+        fitting = [n for n in divisors(layers // pp) if n < layers // pp] if layers % pp == 0 else []
         remedy = f"Choose {_either(fitting)}" if fitting else f"Leave it out, or choose another {PP_FLAG}"
         problems.add(
             f"{VPP_FLAG} {each}: {layers} layers on {pp} stages must make two or more chunks of {each} on each. {remedy}"
@@ -333,7 +333,8 @@ def _processes(count: int) -> str:
     return "there is one process" if count == 1 else f"there are {count} processes"
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Rising, 1 and the number itself among them."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 

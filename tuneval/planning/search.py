@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
-from tuneval.parallel.mesh import Layout, even_list, make_layout
+from tuneval.model.weight_map import head_dim_of
+from tuneval.parallel.mesh import Layout, divisors, even_list, make_layout
 from tuneval.parallel.schedules import timetable
 from tuneval.planning.estimate import Estimate, Job, Speed, estimate, rehearse_stages, with_layers
 from tuneval.planning.rehearsal import Rehearsals
@@ -38,8 +39,8 @@ def candidates(job: Job, world_size: int, most_tensor: int) -> Iterator[Candidat
         most_tensor: the largest TP, usually the devices of a node.
     """
     layers = job.hf_config.num_hidden_layers
-    for tp in _divisors(world_size):
-        for pp in _divisors(world_size // tp):
+    for tp in divisors(world_size):
+        for pp in divisors(world_size // tp):
             if tp > most_tensor or pp > layers:
                 continue
             data = world_size // tp // pp
@@ -149,11 +150,5 @@ def _state_bytes(job: Job, layout: Layout) -> int:
 
 def _layer_weights(config) -> int:
     """Elements of one layer's matrices."""
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or hidden // heads
-    attention = 2 * hidden * dim * (heads + config.num_key_value_heads)
-    return attention + 3 * hidden * config.intermediate_size
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    hidden, heads = config.hidden_size, config.num_attention_heads + config.num_key_value_heads
+    return 2 * hidden * head_dim_of(config) * heads + 3 * hidden * config.intermediate_size

@@ -9,7 +9,7 @@ from statistics import mean, median
 
 from tuneval.evaluation import stats
 from tuneval.evaluation.bootstrap import Bootstrap, paired_bootstrap
-from tuneval.evaluation.exam import categories
+from tuneval.evaluation.exam import CATEGORIES, categories
 from tuneval.evaluation.stats import Name, Paired, compare
 from tuneval.report.checks import groups_of
 from tuneval.report.gather import Evaluation
@@ -18,7 +18,7 @@ from tuneval.report.records import Prediction, Step
 SIGNIFICANCE = 0.05
 Right = dict[str, list[bool]]
 """Subject -> whether each of its questions is right."""
-CATEGORY_ORDER = ("STEM", "Social Science", "Humanities", "Other", "Hard")
+CATEGORY_ORDER = (*CATEGORIES, "Hard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +141,9 @@ def _matched(a: Evaluation, b: Evaluation) -> tuple[Right, Right] | Pair:
     return _by_subject(first, first), _by_subject(second, first)
 
 
-def holm(p_values: Mapping[Name, float], level: float = SIGNIFICANCE) -> set[Name]:
+def holm(p_values: Mapping[Name, float]) -> set[Name]:
     """Names whose test is significant after Holm's correction."""
-    return {name for name, p in stats.holm(p_values).items() if p <= level}
+    return {name for name, p in stats.holm(p_values).items() if p <= SIGNIFICANCE}
 
 
 def in_order(categories) -> list[str]:

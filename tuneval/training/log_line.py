@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from tuneval.model.weight_map import head_dim_of
 from tuneval.training.loop import Step
 
 
@@ -89,7 +90,7 @@ def step_flops(config: Any, lengths: Sequence[int], causal: bool = True) -> floa
     )
     n = config.num_attention_heads
     g = getattr(config, "num_key_value_heads", None) or n
-    d = getattr(config, "head_dim", None) or h // n
+    d = head_dim_of(config)
     tokens, squares = sum(lengths), sum(s * s for s in lengths)
     scores = squares / h / (2 if causal else 1)
     per_token = (1 + g / n) * (n * d / h) + 1.5 * f / h + vocabulary / (2 * layers * h)
