@@ -92,6 +92,11 @@ def test_answers_of_the_base_are_shared(tmp_path):
     assert last.needs == (plan.shared[2].id,)
 
 
+def test_a_value_may_look_like_a_flag(tmp_path):
+    plan = plan_of(tmp_path, answers={"prompts": ["Hi"], "system": "-brief-"})  # its parser would take `-` for a flag
+    assert "--system=-brief-" in plan.shared[-1].words
+
+
 def test_equal_plans_have_equal_places(tmp_path):
     places = [[s.output for s in plan_of(tmp_path, preprocess=PREPROCESS, base={"load": "m"}).shared] for _ in range(2)]
     assert places[0] == places[1]

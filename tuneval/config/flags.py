@@ -108,6 +108,18 @@ def as_words(name: str, value: str) -> list[str]:
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
+def setting_words(key: str, value: Any) -> list[str]:
+    """A setting, as a `--config` file spells it, in the words of a command line; [] where it is None or False."""
+    flag = "--" + key.replace("_", "-")
+    if value is None or value is False:
+        return []
+    if value is True:
+        return [flag]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return as_words(flag, json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value))
+
+
 def _take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     if "--config" not in arguments:
         return arguments, {}
@@ -136,15 +148,9 @@ def _flags_from_file(values: dict[str, Any], given: list[str]) -> list[str]:
     words: list[str] = []
     on_the_line = {word.partition("=")[0] for word in given}
     for key, value in values.items():
-        flag = "--" + str(key).replace("_", "-")
-        if flag in on_the_line or value is None or value is False:
-            continue
-        if isinstance(value, list):
-            words += [flag, *map(str, value)]
-        elif isinstance(value, dict):
-            words += [flag, json.dumps(value, ensure_ascii=False)]
-        else:
-            words += [flag] if value is True else as_words(flag, str(value))
+        of_key = setting_words(str(key), value)
+        if of_key and of_key[0].partition("=")[0] not in on_the_line:
+            words += of_key
     return words
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tuneval.config import schema
 from tuneval.config.fields import flat_types
+from tuneval.config.flags import setting_words
 from tuneval.files import sha256_json, write_jsonl
 from tuneval.sweep.points import Point
 from tuneval.sweep.records import Subset, write_subset
@@ -200,15 +202,5 @@ def _key(*parts: Any) -> str:
 
 def _words(command: str, settings: dict[str, Any]) -> tuple[str, ...]:
     """The command's flags as typed; None, False and [] are left out."""
-    words = [command]
-    for key, value in settings.items():
-        if value is None or value is False or value == []:
-            continue
-        words.append("--" + key.replace("_", "-"))
-        if isinstance(value, list):
-            words += [str(v) for v in value]
-        elif isinstance(value, dict):
-            words.append(json.dumps(value, ensure_ascii=False))
-        elif value is not True:
-            words.append(str(value))
-    return tuple(words)
+    words = (setting_words(key, value) for key, value in settings.items() if value != [])
+    return (command, *chain.from_iterable(words))

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import fields
 
+from tuneval.config.flags import setting_words
 from tuneval.config.schema import EvaluateConfig, PreprocessConfig
 from tuneval.report import words as spell
 from tuneval.report.document import Code, Section, Table, Text
@@ -171,11 +172,8 @@ def _rebuilt(command: str, config_type: type, settings: dict) -> str:
     words = []
     for f in fields(config_type):
         value = settings.get(f.name)
-        if value is None or value is False or value == [] or value == f.default:
-            continue
-        words.append("--" + f.name.replace("_", "-"))
-        if value is not True:
-            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+        if value not in ([], f.default):
+            words += setting_words(f.name, value)
     return command_text(["tuneval", command, *words]) if words else ""
 
 
