@@ -12,6 +12,7 @@ from tuneval.config.schema import BatchConfig
 from tuneval.data.batches import (
     SftDataset,
     Share,
+    deal,
     global_batches,
     make_global_batch,
     pack,
@@ -194,6 +195,19 @@ def test_pack_is_tight():
 
 
 # --- order and borders ---
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_item_is_dealt_once_and_loads_are_even(ranks):
+    sizes = [(i * 37) % 53 + 1 for i in range(52)]
+    dealt = deal(sizes, ranks)
+    assert sorted(i for items in dealt for i in items) == list(range(52))
+    loads = [sum(sizes[i] for i in items) for items in dealt]
+    assert max(loads) - min(loads) <= 3  # dealt in turn: up to 112
+
+
+def test_more_processes_than_items():
+    assert deal([5, 1], 4) == [[0], [1], [], []]
 
 
 def test_borders_golden():

@@ -1,13 +1,12 @@
-"""Pieces of an exam and their division among ranks."""
+"""Pieces of an exam, and what ranks know of each other."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 from tiny_exams import tiny_exam
 
-from tuneval.evaluation.units import ALONE, Unit, share, units
+from tuneval.evaluation.units import ALONE, Unit, units
 
 
 def test_long_subjects_are_divided():
@@ -21,15 +20,5 @@ def test_long_subjects_are_divided():
     ]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_every_piece_is_scored_once_and_loads_are_even(world):
-    costs = [(i * 37) % 53 + 1.0 for i in range(52)]
-    parts = [share(costs, rank, world) for rank in range(world)]
-    assert sorted(i for part in parts for i in part) == list(range(52))
-    loads = [sum(costs[i] for i in part) for part in parts]
-    assert max(loads) - min(loads) <= max(costs)
-    assert share(costs, 0, 1) == list(range(52)) and ALONE.gather("x") == ["x"]
-
-
-def test_more_ranks_than_pieces():
-    assert [share([5.0, 1.0], rank, 4) for rank in range(4)] == [[0], [1], [], []]
+def test_a_process_by_itself_hears_its_own_word():
+    assert ALONE.gather("x") == ["x"] and ALONE.first("x") == "x" and ALONE.is_main

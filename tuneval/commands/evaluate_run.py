@@ -14,6 +14,7 @@ from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.commands.number_type import tell_slow_type
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
+from tuneval.data.batches import deal
 from tuneval.data.template import Template
 from tuneval.errors import UserError
 from tuneval.evaluation import contamination, stats
@@ -25,7 +26,7 @@ from tuneval.evaluation.partial import Partial
 from tuneval.evaluation.precision import Noise, in_fp32, noise
 from tuneval.evaluation.self_test import SelfTest, self_test
 from tuneval.evaluation.styles import Style, all_prompts, prompt_sha256, run_sha256
-from tuneval.evaluation.units import ALONE, Ranks, Unit, share, units
+from tuneval.evaluation.units import ALONE, Ranks, Unit, units
 from tuneval.files import write_json
 from tuneval.report import tables
 from tuneval.report.records import EvalResult, Prediction, to_dict, write_record, write_records
@@ -137,7 +138,7 @@ def _all_pieces(each: Examination, scorer: Scorer, partial: Partial, ranks: Rank
         UserError: of whichever rank; the same one on all, so that they stay together.
     """
     pieces = units(each.exam)
-    mine = [pieces[i] for i in share([_cost(each, u) for u in pieces], ranks.rank, ranks.world)]
+    mine = [pieces[i] for i in deal([_cost(each, u) for u in pieces], ranks.world)[ranks.rank]]
     failure = None
     try:
         _score_pieces(each, mine, scorer, partial)

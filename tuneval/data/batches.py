@@ -6,7 +6,7 @@ A step is `global_batch_size` samples. How they are packed changes speed and mem
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,18 +257,20 @@ def pack(lengths: list[int], capacity: int, most: int | None) -> list[list[int]]
     return sorted(sorted(b) for b in bins)
 
 
-def deal(lengths: list[int], ranks: int) -> list[list[int]]:
-    """Items for each of `ranks` processes, nearly the same number of tokens: longest first, each to the one with least.
+def deal(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Items for each of `ranks` processes, of nearly the same size in all: the largest first, each to the one with least.
 
     Returns:
-        For each process indices of `lengths`, rising.
+        For each process indices of `sizes`, rising; every item once.
+
+    Source: Graham (1969), SIAM Journal on Applied Mathematics 17: longest processing time first.
     """
     dealt: list[list[int]] = [[] for _ in range(ranks)]
-    tokens = [0] * ranks
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        rank = min(range(ranks), key=lambda r: (tokens[r], r))
+    loads = [0] * ranks
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        rank = min(range(ranks), key=lambda r: (loads[r], r))
         dealt[rank].append(index)
-        tokens[rank] += lengths[index]
+        loads[rank] += sizes[index]
     return [sorted(items) for items in dealt]
 
 

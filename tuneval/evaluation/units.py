@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,24 +56,3 @@ def units(exam: Exam) -> list[Unit]:
         for subject, questions in exam.questions.items()
         for start in range(0, len(questions), UNIT_QUESTIONS)
     ]
-
-
-def share(costs: Sequence[float], rank: int, world: int) -> list[int]:
-    """Which pieces a rank scores: the dearest first, each to the rank with the least so far.
-
-    Args:
-        costs: of each piece, in any unit.
-        rank: 0 to world - 1.
-        world: ranks.
-
-    Returns:
-        Indices in ascending order; over all ranks every piece exactly once.
-
-    Source: Graham (1969), SIAM Journal on Applied Mathematics 17: longest processing time first.
-    """
-    loads, taken = [0.0] * world, []
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        least = min(range(world), key=loads.__getitem__)
-        loads[least] += costs[i]
-        taken += [i] if least == rank else []
-    return sorted(taken)
