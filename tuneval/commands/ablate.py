@@ -13,6 +13,7 @@ from tuneval.config.schema import AblateConfig
 from tuneval.report.sweep.render import write_sweep_report
 from tuneval.sweep.checks import check_commands
 from tuneval.sweep.estimate import Estimate, estimate
+from tuneval.sweep.progress import spell_seconds
 from tuneval.sweep.runner import Runner
 from tuneval.sweep.spec import read_sweep
 from tuneval.sweep.state import DONE, SweepState, open_sweep, sweep_lock
@@ -73,13 +74,6 @@ def _figures(one: Estimate) -> tuple[str, str, str]:
     steps = "?" if one.steps is None else f"{one.steps:,}"
     tokens = "?" if one.tokens is None else f"{one.tokens:,}"
     return steps, tokens, "not measured" if one.seconds is None else spell_seconds(one.seconds)
-
-
-def spell_seconds(seconds: float) -> str:
-    """Seconds in the unit that fits."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _report(plan: Plan, config: AblateConfig) -> int:

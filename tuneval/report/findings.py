@@ -73,6 +73,11 @@ def smoothing(steps: int) -> int:
     return 1 if steps < 20 else max(5, steps // 20 // 2 * 2 + 1)
 
 
+def time_axis(longest: float) -> tuple[str, int]:
+    """Key of the unit of an axis that ends at `longest` seconds, and seconds in that unit."""
+    return ("minute_axis", 60) if longest >= 180 else ("second_axis", 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """A paired test of two evaluations, or why there is none."""

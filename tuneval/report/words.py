@@ -436,5 +436,19 @@ def gib(value: float) -> str:
 
 def p_value(value: float) -> str:
     """Such as `p = 0.03`, with spaces that don't break."""
-    text = "p < 0.001" if value < 0.001 else f"p = {value:.3f}" if value < 0.1 else f"p = {value:.2f}"
-    return text.replace(" ", "\u00a0")
+    return "p\u00a0" + (p_cell(value) if value < 0.001 else f"=\u00a0{p_cell(value)}")
+
+
+def p_cell(value: float) -> str:
+    """A p value under a heading that says what it is."""
+    return "<\u00a00.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def difference_cell(value: float, low: float, high: float) -> str:
+    """A difference of shares in points, its interval below."""
+    return f"{points(value)}\n[{points(low)},\u00a0{points(high)}]"
+
+
+def points_tick(difference: float) -> str:
+    """A difference of shares as an axis has it, without the unit."""
+    return f"{100 * difference:+.4g}".replace("-", "−") if difference else "0"

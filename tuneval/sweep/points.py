@@ -40,7 +40,7 @@ class Point:
     @property
     def settings(self) -> str:
         """Its levels in one line, without the seed: the same for its repetitions."""
-        return ", ".join(label if axis == NAME else f"{axis}={label}" for axis, label in self.levels.items()) or "base"
+        return spell_levels(self.levels)
 
     @property
     def label(self) -> str:
@@ -83,6 +83,11 @@ def spell_value(value: Any) -> str:
         return " ".join(f"{k}={spell_value(v)}" for k, v in value.items()) or "none"
     text = str(value).rstrip("/")
     return text.rsplit("/", 1)[-1] if "/" in text else text
+
+
+def spell_levels(labels: dict[str, str]) -> str:
+    """Axis -> label, in one line."""
+    return ", ".join(label if axis == NAME else f"{axis}={label}" for axis, label in labels.items()) or "base"
 
 
 def folder_name(labels: dict[str, str]) -> str:

@@ -83,7 +83,7 @@ class SweepProgress:
         if self._seconds and self._ended < len(self.plan.jobs):
             left = len(self.plan.jobs) - self._ended
             seconds = sum(self._seconds) / len(self._seconds) * left / min(self.jobs, left)
-            parts.append(f"about {_time(seconds)} to go")
+            parts.append(f"about {spell_seconds(seconds)} to go")
         return ", ".join(parts)
 
     def _figure(self, value: float | None) -> str:
@@ -118,11 +118,8 @@ def _last_line(path: Path) -> dict | None:
     return rows[-1] if rows else None
 
 
-def _time(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+def spell_seconds(seconds: float) -> str:
+    """Seconds in the unit that fits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

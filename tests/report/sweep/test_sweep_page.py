@@ -132,6 +132,15 @@ def test_losses_alone(tmp_path):
     assert "| 16 |" in markdown.read_text(encoding="utf-8")
 
 
+def test_scores_are_shares_where_losses_decide(tmp_path):
+    make_sweep(tmp_path, objective="validation_loss", axes={"lora_r": [4, 16]}, points=None)
+    *_, data = write_sweep_report(tmp_path / "out", tmp_path / "r.html", "en")
+    blocks = [block for section in read_json(data)["sections"] for block in section["blocks"]]
+    (table,) = (b for b in blocks if "every setting against the model" in b.get("title", ""))
+    column = table["head"].index("Score")
+    assert [re.fullmatch(r"\d+\.\d%", row[column]) is not None for row in table["rows"]] == [True, True]
+
+
 def test_nothing_done_yet(tmp_path):
     make_sweep(tmp_path, axes={"lr": [1e-4, 1e-3]}, points=None, failing="lr=1e-4", unfinished="lr=1e-3")
     assert "No run has come to a result" in said(tmp_path / "out")

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from tuneval import console
 from tuneval.errors import UserError
-from tuneval.report.audit.findings import OPEN, WRONG, Findings
+from tuneval.report.audit.findings import OK, OPEN, WRONG, Findings
 from tuneval.report.audit.scores import check_scores
 from tuneval.report.audit.training import check_training
 from tuneval.report.records import SampleAnswer, read_records
 
-SIGNS = {"ok": "[green]ok[/]", WRONG: "[red]WRONG[/]", OPEN: "[yellow]open[/]"}
+SIGNS = {OK: "[green]ok[/]", WRONG: "[red]WRONG[/]", OPEN: "[yellow]open[/]"}
 
 
 def check_run(run: Path) -> Findings:
@@ -39,7 +39,7 @@ def check_run(run: Path) -> Findings:
     if samples.is_file():
         rows = found.attempt("samples.jsonl", lambda: read_records(SampleAnswer, samples))
         if rows is not None:
-            found.add("samples.jsonl", "ok", f"{len(rows)} prompts")  # type: ignore[arg-type]
+            found.add("samples.jsonl", OK, f"{len(rows)} prompts")  # type: ignore[arg-type]
     return found
 
 

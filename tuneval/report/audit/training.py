@@ -15,6 +15,7 @@ from tuneval.config.schema import BatchConfig, OptimConfig
 from tuneval.data.batches import SftDataset, make_global_batch, sample_order, split_borders
 from tuneval.errors import UserError
 from tuneval.files import read_json, sha256_file
+from tuneval.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from tuneval.report.audit.findings import OK, OPEN, WRONG, Findings
 from tuneval.report.checks import read_run
 from tuneval.report.logs import read_log
@@ -22,7 +23,6 @@ from tuneval.report.records import RunRecord, Step, Validation, read_records
 from tuneval.training.log_line import perplexity
 from tuneval.training.schedule import Schedule
 
-ADAPTER = "adapter_model.safetensors"
 CONTINUED = re.compile(r"^ loading checkpoint from .* at iteration (\d+)\n(?! checkpoint version)", re.MULTILINE)
 """A line of log.txt: the run went on from its own checkpoint; after Megatron's, which `--load` names, a version follows."""
 
@@ -208,12 +208,12 @@ def _check_result(run: Path, record: RunRecord, found: Findings) -> None:
 
 
 def _check_adapter(folder: Path, record: RunRecord, found: Findings) -> None:
-    settings = read_json(folder / "adapter_config.json")
+    settings = read_json(folder / CONFIG_FILE)
     expected = {"r": record.config.get("lora_r"), "lora_alpha": record.config.get("lora_alpha")}
     faults = [f"{k} is {settings.get(k)}, config.json says {v}" for k, v in expected.items() if settings.get(k) != v]
     found.none_of("adapter/adapter_config.json agrees with config.json", faults, f"r {expected['r']}")
     count, still = 0, []
-    with safe_open(folder / ADAPTER, "pt") as file:
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
         for key in file.keys():  # noqa: SIM118 - not a dict
             tensor = file.get_tensor(key)
             count += tensor.numel()

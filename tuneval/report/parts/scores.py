@@ -130,7 +130,7 @@ def _change_figure(name: str, number: int, columns: list[Column], t: Words):
             name=f"changes-{number}",
             line=0.0,
             line_label=t("no_change"),
-            x_format=lambda share: f"{100 * share:+.4g}".replace("-", "−") if share else "0",
+            x_format=spell.points_tick,
         ),
         legend=tuple(legend_key(label, c) for c, label, _ in shown),
         data=_csv("difference", rows, shown),
@@ -202,16 +202,15 @@ def _pair_table(columns: list[Column], t: Words):
             continue
         test, drawn = tested.test, bootstrap
         mark = t("significant" if test.p_value <= SIGNIFICANCE else "not_significant")
-        p = spell.p_value(test.p_value).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0")
         rows.append(
             (
                 name,
                 str(test.n),
-                _difference(test.difference, test.low, test.high),
+                spell.difference_cell(test.difference, test.low, test.high),
                 f"{test.a_only}\u00a0/\u00a0{test.b_only}",
-                f"{p}\n{mark}",
+                f"{spell.p_cell(test.p_value)}\n{mark}",
                 f"{100 * test.detectable:.1f}",
-                _difference(bootstrap.macro_difference, *bootstrap.macro),
+                spell.difference_cell(bootstrap.macro_difference, *bootstrap.macro),
             )
         )
     head = ("pair", "questions", "difference_interval", "one_right", "p_value", "detectable", "mean_of_subjects")
@@ -219,10 +218,6 @@ def _pair_table(columns: list[Column], t: Words):
         note = t("pairs_note", resamples=f"{drawn.resamples:,}", seed=drawn.seed)
         yield Table(title=t("tab_pairs"), head=tuple(t(h) for h in head), rows=tuple(rows), note=note)
     yield from (Text(text=reason, style="warning") for reason in reasons)
-
-
-def _difference(value: float, low: float, high: float) -> str:
-    return f"{spell.points(value)}\n[{spell.points(low)},\u00a0{spell.points(high)}]"
 
 
 def _subject_table(name: str, columns: list[Column], t: Words) -> Table:

@@ -10,7 +10,7 @@ from statistics import median
 from tuneval.report import plots
 from tuneval.report import words as spell
 from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
-from tuneval.report.findings import curve, smoothing
+from tuneval.report.findings import curve, smoothing, time_axis
 from tuneval.report.gather import Gathered, Run
 from tuneval.report.legend import legend_key
 from tuneval.report.parts.summary import memory_text, share, speed_text
@@ -93,7 +93,7 @@ def _time_figure(runs: list[tuple[int, Run]], t: Words) -> Figure:
     """Loss over the time spent: what a run that is faster by the step gains, shows here."""
     width = smoothing(max(len(run.steps) for _, run in runs))
     longest = max(sum(s.seconds for s in run.steps) for _, run in runs)
-    unit, seconds = ("minute_axis", 60) if longest >= 180 else ("second_axis", 1)
+    unit, seconds = time_axis(longest)
     series = [
         plots.Series(
             label=run.label,

@@ -119,15 +119,14 @@ def _pair_table(sweep: SweepResult, effect: Effect, t: Words) -> Table:
         if pair.test is None:
             difference = f"{pair.difference:+.4f}".replace("-", "−")
         else:
-            interval = f"[{spell.points(pair.test.low)},\u00a0{spell.points(pair.test.high)}]"
-            difference = f"{spell.points(pair.difference)}\n{interval}"
-        p = spell.p_value(pair.p_value).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0")
+            difference = spell.difference_cell(pair.difference, pair.test.low, pair.test.high)
         mark = (
             verdict(sweep, effect, pair.pairs, pair.significant, t)
             if pair.test is None
             else t("significant" if pair.significant else "not_significant")
         )
-        rows.append((t("pair_arrow", a=pair.first, b=pair.second), str(pair.pairs), difference, p, mark))
+        name = t("pair_arrow", a=pair.first, b=pair.second)
+        rows.append((name, str(pair.pairs), difference, spell.p_cell(pair.p_value), mark))
     head = tuple(t(h) for h in ("pair", "run_pairs", "difference_interval", "p_value", "holm_mark"))
     return Table(title=t("tab_effect_pairs", axis=effect.axis), head=head, rows=tuple(rows))
 

@@ -12,7 +12,7 @@ from tuneval.errors import UserError
 from tuneval.files import read_json
 from tuneval.report.findings import Curve, curve
 from tuneval.report.gather import Evaluation, ExamKey, Run, read_evaluations, read_run_folder
-from tuneval.sweep.points import NAME, Level
+from tuneval.sweep.points import Level, spell_levels
 from tuneval.sweep.state import DONE, FAILED, RECORD, SCHEMA_VERSION, SKIPPED
 
 
@@ -61,7 +61,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        return ", ".join(label if axis == NAME else f"{axis}={label}" for axis, label in self.levels.items()) or "base"
+        return spell_levels(self.levels)
 
     @property
     def short(self) -> str:

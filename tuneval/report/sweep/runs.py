@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tuneval.report import charts, plots
 from tuneval.report import words as spell
 from tuneval.report.document import Code, Figure, Figures, Section, Table, Text, csv_text
-from tuneval.report.findings import smoothing
+from tuneval.report.findings import smoothing, time_axis
 from tuneval.report.legend import legend_key
 from tuneval.report.sweep import spelling
 from tuneval.report.sweep.axes import baseline_line
@@ -73,7 +73,7 @@ def _overlay(name: str, title: str, groups: list[Group], t: Words) -> Figure:
 
 
 def _cost_figure(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[Figure]:
-    """None where no setting has both a figure and a time."""
+    """Nothing where no setting has both a figure and a time."""
     known = [
         (s, cost, mean)
         for s in sweep.ranked
@@ -81,7 +81,7 @@ def _cost_figure(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[F
     ]
     if not known:
         return
-    unit, divisor = ("minute_axis", 60.0) if max(cost for _, cost, _ in known) >= 180 else ("second_axis", 1.0)
+    unit, divisor = time_axis(max(cost for _, cost, _ in known))
     against = {a.setting.number: a.test for a in analysis.against} if sweep.objective == "score" else {}
     dots = []
     for setting, cost, mean in sorted(known, key=lambda entry: entry[0].number):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from tuneval.report import charts, plots
 from tuneval.report import words as spell
 from tuneval.report.document import Figure, Figures, Section, Table, Text, csv_text
@@ -54,7 +56,7 @@ def _change_figure(sweep: SweepResult, found: tuple[Against, ...], t: Words) -> 
             name="against",
             line=0.0,
             line_label=t("no_change"),
-            x_format=lambda share: f"{100 * share:+.4g}".replace("-", "−") if share else "0",
+            x_format=spell.points_tick,
         ),
         data=csv_text(
             ("setting", "levels", "questions", "runs", "difference", "low", "high", "p_value", "significant"),
@@ -100,14 +102,14 @@ def _category_figure(sweep: SweepResult, found: tuple[Against, ...], names: list
 def _test_table(sweep: SweepResult, found: tuple[Against, ...], t: Words) -> Table:
     rows = []
     for one in found:
-        p = spell.p_value(one.test.p_value).removeprefix("p\u00a0=\u00a0").removeprefix("p\u00a0")
+        scores = [v for p in one.setting.done if (v := p.score(sweep.exam)) is not None]
         rows.append(
             (
                 spelling.name(one.setting),
                 str(one.test.runs),
-                spelling.value(sweep, one.setting.done and _mean_score(sweep, one), t),
-                f"{spell.points(one.test.mean)}\n[{spell.points(one.test.low)},\u00a0{spell.points(one.test.high)}]",
-                p,
+                spell.percent(statistics.fmean(scores)),
+                spell.difference_cell(one.test.mean, one.test.low, one.test.high),
+                spell.p_cell(one.test.p_value),
                 t("significant" if one.significant else "not_significant"),
             )
         )
@@ -128,11 +130,6 @@ def _trust(sweep: SweepResult, t: Words) -> list[object]:
     warned = [text for name, (_, result) in zip(called, columns) for text in trust_warnings(name, result, t)]
     warned += contamination_warning(columns[-1][1], t) if columns else []
     return [*([] if table is None else [table]), *(Text(text=text, style="warning") for text in warned)]
-
-
-def _mean_score(sweep: SweepResult, one: Against) -> float:
-    scores = [v for p in one.setting.done if (v := p.score(sweep.exam)) is not None]
-    return sum(scores) / len(scores)
 
 
 def _category_table(sweep: SweepResult, found: tuple[Against, ...], names: list[str], t: Words) -> Table:
