@@ -31,7 +31,7 @@ COMMANDS = {
     "ablate": "a sweep of tunings, resumable, compared in one report",
     "export": "take a tuned model out of its run folder",
 }
-"""Command -> one line. `tuneval/commands/<command>.py` holds `CONFIG`, its schema class, and `main(parsed)`."""
+"""Command -> one line. `commands/<command>.py` holds `main(parsed)`, `config/schema.py` the flags: `<Command>Config`."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -79,9 +79,9 @@ def refused(folder, words):
         ({}, '"weight_map"'),
         ({"weight_map": []}, '"weight_map"'),
         ({"weight_map": {}}, '"weight_map"'),
-        ({"weight_map": {"a": 7}}, "names 7, which is no file beside it"),
-        ({"weight_map": {"a": "../x"}}, "no file beside it"),
-        ({"weight_map": {"a": ""}}, "no file beside it"),
+        ({"weight_map": {"a": 7}}, "names 7, which is not a file beside it"),
+        ({"weight_map": {"a": "../x"}}, "not a file beside it"),
+        ({"weight_map": {"a": ""}}, "not a file beside it"),
         ({"weight_map": {"a": "gone.safetensors"}}, "files that are not there: gone.safetensors"),
         ({"weight_map": {str(i): f"gone-{i}.safetensors" for i in range(40)}}, "28 more"),
     ],
@@ -139,7 +139,7 @@ def test_odd_trackers(shards, content, words):
         ({"args": None, 3: 4}, "no `model` in it; found args, 3"),
         ({"model": 7}, "its `model` is int, not tensors by name"),
         ({"model": {1: torch.ones(1)}}, "not tensors by name"),
-        ({"model": {"embedding.word_embeddings.weight": "text"}}, "is no tensor but str"),
+        ({"model": {"embedding.word_embeddings.weight": "text"}}, "is not a tensor but str"),
         ({"model0": {}, "model1": {}}, "some rank files hold model0, model1, others model"),
         ({"model": {}}, "missing: embedding"),
     ],
@@ -166,7 +166,7 @@ def test_odd_args_do_not_stop_what_needs_none(shards):
         ({"r": "2"}, "r is '2'"),
         ({"r": None, "lora_alpha": None}, "2 problems"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"r": 3}, r"lora_A\.weight: \[2, \d+\] is no factor of rank 3"),
+        ({"r": 3}, r"lora_A\.weight: \[2, \d+\] is not a factor of rank 3"),
         ({"peft_type": 7}, "an adapter of kind 7"),
         ({"base_model_name_or_path": 7}, "names no base model"),
         ({"base_model_name_or_path": ""}, "names no base model"),
@@ -199,7 +199,7 @@ def test_odd_adapter_weights(adapter):
     save_file({}, file)
     refused(adapter, "holds no tensor")
     save_file({n: t.flatten() for n, t in tensors.items()}, file)
-    refused(adapter, "is no factor of rank 2")
+    refused(adapter, "is not a factor of rank 2")
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json"])

@@ -575,9 +575,9 @@ def test_real_letters_in_bf16(real_model, real_data, tmp_path):
 @pytest.mark.real
 @pytest.mark.slow
 def test_a_submission_of_every_subject(real_data, tmp_path, capsys):
-    """The first test questions of all 52 subjects of the official zip, by the embedded tiny model: the form that C-Eval's
+    """The first test questions of all 52 subjects of the official zip, by the embedded tiny model.
 
-    site takes. Without --limit it holds all 12,342.
+    In the form that C-Eval's site takes. Without --limit it holds all 12,342.
     """
     model = resources.files("tuneval.assets").joinpath("model")
     words = ["evaluate", "--load", str(model), "--task-data-path", str(real_data / "ceval-exam.zip"), "--split", "test"]

@@ -48,9 +48,10 @@ def curves(real_model, real_data, tmp_path_factory):
     ("layout", "loss_tolerance", "norm_tolerance"), [("1 2", 1e-5, 1e-5), ("2 1", 5e-5, 3e-4)], ids=["PP 2", "TP 2"]
 )
 def test_ten_steps_equal_one_process(layout, loss_tolerance, norm_tolerance, curves):
-    """Stages compute the same sums; tensor parallelism adds them up in another order, which this model's few very large
+    """Stages compute the same sums; tensor parallelism adds them up in another order.
 
-    activations show (measured: PP 2 losses within 2e-7 and norms within 4e-7, TP 2 within 8e-6 and 5e-5).
+    This model's few very large activations show that (measured: PP 2 losses within 2e-7 and norms within 4e-7, TP 2 within
+    8e-6 and 5e-5).
     """
     one, many = curves("fp32"), curves("fp32", layout)
     assert many["loss"] == pytest.approx(one["loss"], rel=loss_tolerance)

@@ -67,7 +67,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise UserError(f'{path}: no "weight_map" from tensors to files in it. Fetch the file again.')
     odd = [n for n in weight_map.values() if not isinstance(n, str) or n != Path(n).name or n in ("", "..")]
     if odd:
-        raise UserError(f"{path}: names {odd[0]!r}, which is no file beside it. Fetch the file again.")
+        raise UserError(f"{path}: names {odd[0]!r}, which is not a file beside it. Fetch the file again.")
     missing = sorted({n for n in weight_map.values() if not (path.parent / n).is_file()})
     if missing:
         shown = _shortened(missing)

@@ -115,7 +115,7 @@ def _load_rank(file: Path) -> dict[str, Any]:
         odd = [n for n, t in loaded[key].items() if not isinstance(t, StoredTensor) and not n.endswith("_extra_state")]
         if odd:
             kind = type(loaded[key][odd[0]]).__name__
-            raise UserError(f"{file}: {odd[0]} is no tensor but {kind}; {len(odd)} such entries in `{key}`")
+            raise UserError(f"{file}: {odd[0]} is not a tensor but {kind}; {len(odd)} such entries in `{key}`")
     return loaded
 
 

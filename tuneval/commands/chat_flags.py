@@ -14,7 +14,7 @@ def check(config: ChatConfig) -> None:
     problems = Problems()
     add_problems(config.sampling, problems)
     problems.check(
-        is_text(config.system or ""), "--system: has half a character (a surrogate by itself), which is no text"
+        is_text(config.system or ""), "--system: has half a character (a surrogate by itself), which is not text"
     )
     problems.check(
         config.sampling.num_beams <= 1,

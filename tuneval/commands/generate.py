@@ -100,9 +100,9 @@ class Answer:
 def answer_all(
     loaded: Loaded, prompts: list[list[int]], config: GenerateConfig, stop_token_ids: tuple[int, ...]
 ) -> list[Answer]:
-    """Answers in the prompts' order, on every process. Prompts of like length share a batch, so that little is padded;
+    """Answers in the prompts' order, on every process.
 
-    copies of the model share the batches.
+    Prompts of like length share a batch, so that little is padded; copies of the model share the batches.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]

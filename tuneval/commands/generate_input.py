@@ -11,7 +11,7 @@ from tuneval.errors import Problems, UserError
 from tuneval.files import read_jsonl
 
 ROLES = ("system", "user", "assistant")
-HALF_A_CHARACTER = "has half a character (a surrogate such as \\ud83d by itself), which is no text"
+HALF_A_CHARACTER = "has half a character (a surrogate such as \\ud83d by itself), which is not text"
 
 
 def read_input(config: GenerateConfig) -> tuple[list[dict[str, Any]], list[list[Message]]]:

@@ -38,7 +38,7 @@ class TuneRun:
         several = f" on {plan.layout.world_size} processes, {plan.layout}" if plan.layout.world_size > 1 else ""
         console.note(f"loading {config.model.load} as {config.precision.dtype}{several}")
         if plan.compiles:
-            console.note("compiling the layers: the first step takes a minute longer (--torch-compile off: not)")
+            console.note("compiling the layers: the first step takes a minute longer (not with --torch-compile off)")
         self.mesh = Mesh(plan.layout, runtime.device().type)
         self.model = TunedModel(plan, self.mesh)
         self.runner, self.optimizer = self.model.runner, self.model.optimizer

@@ -121,7 +121,7 @@ def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
     roundings = 8 * torch.finfo(a.dtype(a.names()[0])).eps
     same = bool(alike.all()) and (not finite.any() or largest <= roundings * first[finite].abs().max().item())
     none = int((~finite).sum())
-    about = f"; {none} of {finite.numel()} are no finite numbers" if none else ""
+    about = f"; {none} of {finite.numel()} are not finite" if none else ""
     return same, f"{ids.shape[1]} tokens, largest difference {largest:.3g}{about}"
 
 

@@ -48,7 +48,7 @@ def evaluation(words: Words) -> None:
     task = words.value("task", "")
     if task in HARNESS_TASKS:
         raise UserError(
-            f"--task {task}: not built in; tuneval evaluate --task lm_eval:{HARNESS_TASKS[task]} has its kin"
+            f"--task {task}: not built in; what comes closest is tuneval evaluate --task lm_eval:{HARNESS_TASKS[task]}"
         )
     if task not in EVALUATION_TASKS:
         raise UserError(f"--task {task}: give one of {', '.join([*EVALUATION_TASKS, *HARNESS_TASKS])}")

@@ -28,7 +28,7 @@ SFT_COLUMNS = ("input_ids", "attention_mask", "labels")
 
 
 def sft_prefix(prefix: str | Path, column: str) -> Path:
-    """Path without suffix of one of the three files pairs that preprocess writes for `prefix`."""
+    """Path without suffix of one of the three pairs of files that preprocess writes for `prefix`."""
     return Path(f"{prefix}_packed_{column}_document")
 
 

@@ -77,7 +77,7 @@ class ModelScorer:
             assert not answer, "a conversation without generation prompt has no place for an answer"
             if not getattr(self._tokenizer, "chat_template", None):
                 raise UserError(
-                    "this style needs the tokenizer's own chat template, and it has none; --no-chat-template"
+                    "this style needs the tokenizer's own chat template, and it has none; give --no-chat-template"
                 )
             rows = [{"role": m.role, "content": m.content} for m in prompt.messages]
             text = self._tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=False)

@@ -167,7 +167,7 @@ def _check_peft(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]
         other = half and f"{half[1]}.lora_{'B' if half[2] == 'A' else 'A'}.weight"
         problems.check(not plain or other in shapes, f"{folder}: {name}: without its {other}")
         fits = len(shape) == 2 and (half is None or type(r) is not int or shape[0 if half[2] == "A" else 1] == r)
-        problems.check(fits, f"{folder}: {name}: {list(shape)} is no factor of rank {r}")
+        problems.check(fits, f"{folder}: {name}: {list(shape)} is not a factor of rank {r}")
     problems.raise_if_any()
     return config, shapes
 

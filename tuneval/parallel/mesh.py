@@ -224,9 +224,9 @@ def _check_choices(parallel: ParallelConfig, problems: Problems) -> None:
 
 
 def _check_tensor(tp: int, hf_config: Any, problems: Problems) -> None:
-    """Nothing must divide, neither heads (`parallel.heads`) nor rows of FFN and vocabulary (the last process holds
+    """Every process must hold a head, a row of the FFN and one of the vocabulary.
 
-    fewer), as long as every process holds one.
+    Nothing has to divide: for heads see `parallel.heads`; of rows the last process holds fewer.
     """
     heads = hf_config.num_attention_heads
     problems.check(

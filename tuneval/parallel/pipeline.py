@@ -158,9 +158,10 @@ class _Chunk(torch.nn.Module):
 
 
 class _Stage(PipelineStage):
-    """torch's stage, with memory for the micro-batches under way only: torch allocates what it will receive, for all
+    """torch's stage, with memory for the micro-batches under way only.
 
-    micro-batches of the step, at once. Here the tensors it makes lie on `meta` and become real when they are awaited.
+    torch allocates what it will receive for all micro-batches of the step at once. Here the tensors it makes lie on `meta`
+    and become real when they are awaited.
     """
 
     sums_at_the_end = False

@@ -82,7 +82,7 @@ class Part:
 
 
 class Rehearsals:
-    """Rehearses processes side by side, each in a process of its own, which torch's caches of meshes outlive not.
+    """Rehearses processes side by side, each in a process of its own: torch's caches of meshes end with it.
 
     A context manager.
     """
@@ -174,9 +174,10 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
 
 
 def _name_whole(module: FSDPModule, ledger: Ledger) -> None:
-    """Name what FSDP keeps in tensors of its own: weights, put together for the forward that begins here, and whole
+    """Name what FSDP keeps in tensors of its own.
 
-    gradients, summed over micro-batches so far.
+    These are the weights, put together for the forward that begins here, and whole gradients, summed over the
+    micro-batches so far.
     """
     parameters = list(module.parameters())
     ledger.hold(parameters, PARAMETERS)

@@ -88,7 +88,7 @@ class Validation:
     loss: float
     """Nats per trained token of the validation split."""
     perplexity: float
-    """exp(loss)."""
+    """exp(loss), of 20 at most, as Megatron caps it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,7 +132,7 @@ class OneProcess:
 
 
 class LossNotFinite(ArithmeticError):
-    """A runner met a loss that is no number before it changed anything; some know which samples it came from."""
+    """A runner met a loss that is NaN or infinite before it changed anything; some know which samples it came from."""
 
     def __init__(self, value: float, sample_ids: tuple[int, ...]) -> None:
         super().__init__(value)

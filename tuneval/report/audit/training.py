@@ -218,7 +218,7 @@ def _check_adapter(folder: Path, record: RunRecord, found: Findings) -> None:
             tensor = file.get_tensor(key)
             count += tensor.numel()
             if not bool(tensor.isfinite().all()):
-                still.append(f"{key} holds values that are no numbers")
+                still.append(f"{key} holds NaN or infinity")
             elif ".lora_B." in key and not bool(tensor.any()):
                 still.append(f"{key} is still zero, as before tuning")
     found.none_of("the adapter was tuned", still)
