@@ -16,7 +16,7 @@ from tuneval.inference.sampling import without_effect
 
 def main(parsed: Parsed) -> None:
     config: ChatConfig = parsed.config
-    for notice in without_effect(config.sampling):
+    if notice := without_effect(config.sampling):
         console.note(notice)
     console.note(f"loading {config.load}")
     loaded = load_model(config.load, config.dtype, config.lora_load, config.tokenizer_name_or_path)

@@ -33,7 +33,7 @@ def main(parsed: Parsed) -> None:
     if output is not None:
         check_writable(output)
     settings = _settings(config)
-    for notice in without_effect(config.sampling):
+    if notice := without_effect(config.sampling):
         console.note(notice)
     if earlier is not None:
         _warn_of_other_settings(config, settings, earlier[0].get("settings"))

@@ -77,9 +77,7 @@ def make_plan(parsed: Parsed) -> Plan:
         borders = problems.attempt(lambda: split_borders(len(dataset), config.data.split))
     problems.raise_if_any()
     lora, adapter = open_earlier(config.lora, source)
-    config = replace(config, lora=lora)
-
-    config = resolve(config, source.config, borders[1])
+    config = resolve(replace(config, lora=lora), source.config, borders[1])
     folder = config.model.tokenizer_name_or_path or source.folder
     tokenizer = problems.attempt(lambda: load_tokenizer(folder))
     template = None
@@ -90,7 +88,7 @@ def make_plan(parsed: Parsed) -> Plan:
     _check_model(config, source, problems)
     size = config.batch.global_batch_size
     layout = make_layout(config.parallel, source.config, runtime.world_size(), problems, size)
-    compiles = layout is not None and _compiles(config, source, layout, dataset, problems)
+    compiles = _compiles(config, source, layout, dataset, problems)
     if config.lora.enabled:
         targets = problems.attempt(lambda: hf_targets(config.lora.lora_target_modules, source.config))
         config = replace(config, lora=replace(config.lora, lora_target_modules=targets or ()))

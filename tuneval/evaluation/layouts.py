@@ -185,12 +185,6 @@ def _without_marks(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-AGIEVAL_CHINESE = frozenset(
-    "logiqa-zh jec-qa-kd jec-qa-ca gaokao-chinese gaokao-geography gaokao-history gaokao-biology gaokao-chemistry "
-    "gaokao-physics gaokao-mathqa".split()
-)
-
-
 def _agieval(row: Row, number: int) -> Row:
     """`(A)text` -> label A; the options stay as they are written, labels included."""
     choices = {}

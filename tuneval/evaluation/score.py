@@ -156,7 +156,7 @@ def _log_probabilities(
     if len(group) == 1:
         prefix = max(prefix, starts[group.start] - 1) if len(rows) > 1 else 0
     hidden, bounds = _hidden(model, rows, prefix)
-    row_of, number = {}, 0
+    number = 0
     places, targets = [], []  # position in the packed row that predicts a token, and that token
     for i in group:
         row_of = {ids: number + k for k, ids in enumerate(inputs[i])}

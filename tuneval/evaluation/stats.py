@@ -19,6 +19,7 @@ from typing import TypeVar
 Name = TypeVar("Name")
 LEVEL = 0.95
 POWER = 0.8
+"""Probability that a test finds a difference of the size called detectable."""
 METHODS = {
     "micro": "every question weighs the same; Wilson score interval, 95%",
     "macro": "every subject weighs the same; MOVER interval over the subjects' Wilson intervals, 95%",
@@ -67,12 +68,11 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
 
 
-def macro(counts: Sequence[tuple[int, int]], level: float = LEVEL) -> tuple[float, float, float]:
-    """The mean of the subjects' accuracies and its MOVER interval.
+def macro(counts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+    """The mean of the subjects' accuracies and its 95% MOVER interval.
 
     Args:
         counts: (correct, n) of each subject; n at least 1.
-        level: confidence.
 
     Returns:
         Mean, lower and upper end.
@@ -81,7 +81,7 @@ def macro(counts: Sequence[tuple[int, int]], level: float = LEVEL) -> tuple[floa
         binomial proportions.
     """
     accuracies = [correct / n for correct, n in counts]
-    limits = [wilson(correct, n, level) for correct, n in counts]
+    limits = [wilson(correct, n) for correct, n in counts]
     mean = sum(accuracies) / len(counts)
     below = sqrt(sum((p - low) ** 2 for p, (low, _) in zip(accuracies, limits))) / len(counts)
     above = sqrt(sum((high - p) ** 2 for p, (_, high) in zip(accuracies, limits))) / len(counts)
@@ -135,15 +135,14 @@ def paired(a: Sequence[bool], b: Sequence[bool]) -> Paired:
     )
 
 
-def newcombe(both: int, a_only: int, b_only: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Interval of the difference (second - first) of two shares over the same questions.
+def newcombe(both: int, a_only: int, b_only: int, n: int) -> tuple[float, float]:
+    """95% interval of the difference (second - first) of two shares over the same questions.
 
     Args:
         both: questions both have right.
         a_only: questions only the first has right.
         b_only: questions only the second has right.
         n: questions.
-        level: confidence.
 
     Returns:
         Lower and upper end, within [-1, 1].
@@ -151,7 +150,7 @@ def newcombe(both: int, a_only: int, b_only: int, n: int, level: float = LEVEL) 
     Source: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10 (Wilson limits, corrected correlation).
     """
     p, q, neither = (both + b_only) / n, (both + a_only) / n, n - both - a_only - b_only
-    (p_low, p_high), (q_low, q_high) = wilson(both + b_only, n, level), wilson(both + a_only, n, level)
+    (p_low, p_high), (q_low, q_high) = wilson(both + b_only, n), wilson(both + a_only, n)
     phi = _correlation(both, a_only, b_only, neither)
     below = (p - p_low) ** 2 - 2 * phi * (p - p_low) * (q_high - q) + (q_high - q) ** 2
     above = (p_high - p) ** 2 - 2 * phi * (p_high - p) * (q - q_low) + (q - q_low) ** 2
@@ -159,22 +158,20 @@ def newcombe(both: int, a_only: int, b_only: int, n: int, level: float = LEVEL) 
     return difference - sqrt(max(below, 0.0)), difference + sqrt(max(above, 0.0))
 
 
-def detectable_difference(disagreements: int, n: int, level: float = LEVEL, power: float = POWER) -> float:
-    """Smallest true difference that a paired test finds with `power`, by the normal approximation.
+def detectable_difference(disagreements: int, n: int) -> float:
+    """Smallest true difference that a paired test at the 5% level finds with `POWER`, by the normal approximation.
 
     Args:
         disagreements: questions only one of the two has right. A difference needs as many in its favour, so at least
             (1.96 + 0.84)^2, about 8, are assumed.
         n: questions.
-        level: 1 - the test's significance level.
-        power: probability of finding it.
 
     Returns:
         A share of the questions, at most 1.
 
     Source: Connor (1987), Biometrics 43, to first order.
     """
-    z = _z(level) + NormalDist().inv_cdf(power)
+    z = _z(LEVEL) + NormalDist().inv_cdf(POWER)
     return min(1.0, z * sqrt(max(disagreements, z * z)) / n)
 
 

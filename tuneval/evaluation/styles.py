@@ -101,7 +101,7 @@ def all_prompts(style: Style, exam: Exam, shots: int, chat: bool) -> dict[str, l
         shots: worked examples before each.
         chat: whether the model has a chat template that may be used.
     """
-    orders = _lf_orders(exam, shots) if style.shuffled else None
+    orders = _lf_orders(exam) if style.shuffled else None
     conversation = style.form != "plain" and (chat or style.needs_chat_template)
     make = _conversation if conversation and "turns" in style.form else _one_text
     prompts: dict[str, list[Prompt]] = {}
@@ -178,7 +178,7 @@ def run_sha256(style: Style, shots: int, hashes: Mapping[str, Sequence[str]]) ->
     return sha256_json({"style": style.describe(), "shots": shots, "prompts": flat})
 
 
-def _lf_orders(exam: Exam, shots: int) -> Iterator[list[int]]:
+def _lf_orders(exam: Exam) -> Iterator[list[int]]:
     """Orders of the worked examples, question by question through the exam, as LLaMA-Factory draws them with seed 42.
 
     It calls `datasets.shuffle()` without a seed for every question: that takes a word of numpy's global state as the

@@ -35,13 +35,13 @@ def add_problems(sampling: SamplingConfig, problems: Problems) -> None:
     )
 
 
-def without_effect(sampling: SamplingConfig) -> list[str]:
-    """A notice of the flags given (another value than the default) that `--greedy` has no use for."""
+def without_effect(sampling: SamplingConfig) -> str | None:
+    """A notice of the flags given (another value than the default) that `--greedy` has no use for; None: there are none."""
     given = [f.name for f in fields(sampling) if f.name in _DRAWING and getattr(sampling, f.name) != f.default]
     if not (sampling.greedy and given):
-        return []
+        return None
     flags = ", ".join(f"--{name.replace('_', '-')} {getattr(sampling, name)}" for name in given)
-    return [f"{flags}: no effect, --greedy takes the likeliest"]
+    return f"{flags}: no effect, --greedy takes the likeliest"
 
 
 def acting(sampling: SamplingConfig) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class Pipeline:
         layout = self.layout
         count = needed(max(len(micro_batches), at_least), layout, train)
         rows = alike(micro_batches, count, lcm(8, layout.tensor if layout.sequence_parallel else 1))
-        stages = [self._make_stage(number, count, rows[0].input_ids.shape[1], train) for number in self.chunks]
+        stages = [self._make_stage(number, rows[0].input_ids.shape[1], train) for number in self.chunks]
         for chunk in self.chunks.values():
             chunk.start(rows, loss_fn, self.device)
         schedule = self._make_schedule(stages, count, scale if train else None)
@@ -98,7 +98,7 @@ class Pipeline:
         dist.all_gather_object(everyone, mine, group=self.group)
         return [flag for _, flag in sorted(item for flags in everyone for item in flags.items())]
 
-    def _make_stage(self, number: int, count: int, length: int, train: bool) -> _Stage:
+    def _make_stage(self, number: int, length: int, train: bool) -> _Stage:
         """A stage object for one step: its shapes are fixed, and the next step's micro-batches have others."""
         chunk, layout = self.chunks[number], self.layout
         tokens = length // layout.tensor if layout.sequence_parallel else length

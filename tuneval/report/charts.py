@@ -125,9 +125,8 @@ def cost(
             if dot.low is not None and dot.high is not None:
                 axis.plot([dot.cost] * 2, [dot.low, dot.high], color=colour, linewidth=1.2, alpha=0.5)
             axis.plot([dot.cost], [dot.value], marker=MARKERS[dot.colour % len(MARKERS)], color=colour, markersize=7)
-            place = (6, 4)
             axis.annotate(
-                words.stand_in(str(dot.number)), (dot.cost, dot.value), place, textcoords="offset points", color=INK
+                words.stand_in(str(dot.number)), (dot.cost, dot.value), (6, 4), textcoords="offset points", color=INK
             )
         low, high = min(d.cost for d in dots), max(d.cost for d in dots)
         air = 0.08 * (high - low) or 0.1 * max(abs(high), 1e-9)

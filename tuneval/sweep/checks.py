@@ -38,11 +38,11 @@ def check_sweep(sweep: Sweep) -> None:
     places += [(f"axes.{axis}", key) for axis, levels in sweep.axes.items() for level in levels for key in level.flags]
     places += [("points", key) for point in sweep.points if point.listed for key in point.flags]
     for where, key in dict.fromkeys(places):
-        _check_flag(where, key, known, sweep, problems)
+        _check_flag(where, key, known, problems)
     for name, (config_type, own) in CHOSEN.items():
         allowed = set(flat_types(config_type)) - own | ({"prompts"} if name == "answers" else set())
         for key in getattr(sweep, name) or {}:
-            _check_flag(name, key, allowed, sweep, problems)
+            _check_flag(name, key, allowed, problems)
     _check_needed(sweep, problems)
     problems.messages = list(dict.fromkeys(problems.messages))
     problems.raise_if_any()
@@ -71,7 +71,7 @@ def check_commands(plan: Plan) -> None:
     problems.raise_if_any()
 
 
-def _check_flag(where: str, key: str, known: set[str], sweep: Sweep, problems: Problems) -> None:
+def _check_flag(where: str, key: str, known: set[str], problems: Problems) -> None:
     if key in known:
         return
     if key in DATA_KEYS:
