@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tuneval import console, runtime
 from tuneval.config import flags, schema
-from tuneval.model.loss import Words
+from tuneval.model.loss import VocabularyShard
 from tuneval.parallel import tensor
 from tuneval.parallel.peers import joined
 
@@ -99,10 +99,10 @@ def replaced(owner: object, name: str, wrong: object) -> Iterator[None]:
 
 def broken(what: str) -> AbstractContextManager:
     """Within, one thing is done wrongly; nothing where `what` is empty."""
-    find = Words.find
+    find = VocabularyShard.find
     return {
         "": nullcontext,
-        "words of another process": lambda: replaced(Words, "find", lambda self, ids: find(self, ids + 1)),
+        "words of another process": lambda: replaced(VocabularyShard, "find", lambda self, ids: find(self, ids + 1)),
         "shares not summed": lambda: replaced(tensor, "_leave", lambda share, mesh, outside: share),
     }[what]()
 

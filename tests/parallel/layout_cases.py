@@ -311,7 +311,9 @@ BREAKS = {
         heads, "_passed_on", lambda right: lambda columns, *rest: right(columns.roll(1, -1), *rest)
     ),
     "words of another process": replaced(
-        loss.Words, "find", lambda right: lambda self, target: right(replace(self, first=self.first + 1), target)
+        loss.VocabularyShard,
+        "find",
+        lambda right: lambda self, target: right(replace(self, first=self.first + 1), target),
     ),
     "slices of another process": replaced(
         weights_module, "local_ranges", lambda right: lambda p: [(a // 2, b - a + a // 2) for a, b in right(p)]

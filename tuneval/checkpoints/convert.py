@@ -11,7 +11,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf import COMPANIONS, HfSink, Source, copy_companions, size_of
-from tuneval.checkpoints.layout import Layout
+from tuneval.checkpoints.layout import ShardLayout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary
@@ -59,7 +59,7 @@ def to_hf(
 def to_mcore(
     source: Source,
     save: Path,
-    layout: Layout,
+    layout: ShardLayout,
     dtype: torch.dtype | None = None,
     record: dict | None = None,
     lora: LoraForm | None = None,
@@ -185,7 +185,7 @@ def _folders_read(source: Source) -> list[Path]:
     return own if base is None else own + _folders_read(base)
 
 
-def _written_bytes(source: Source, dtype: torch.dtype | None, layout: Layout | None = None) -> int:
+def _written_bytes(source: Source, dtype: torch.dtype | None, layout: ShardLayout | None = None) -> int:
     size = size_of(source)
     if dtype is not None:
         size = sum(torch.Size(source.shape(n)).numel() for n in source.names()) * dtype.itemsize

@@ -17,7 +17,9 @@ VPP_FLAG = "--num-layers-per-virtual-pipeline-stage"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
+    """How rank files divide a model between them; how processes do is `parallel.mesh.Layout`'s to say."""
+
     tp: int
     """Tensor-parallel ranks."""
     layers: tuple[int, ...]
@@ -62,7 +64,7 @@ class Layout:
 
 def plan_layout(
     hf_config: Any, tp: int, pp: int, num_layer_list: str | None, chunk_layers: int | None = None
-) -> Layout:
+) -> ShardLayout:
     """The layout that the flags ask for.
 
     Raises:
@@ -86,7 +88,7 @@ def plan_layout(
     if chunk_layers is not None and stages:
         _check_chunks(chunk_layers, stages, num_layer_list, problems)
     problems.raise_if_any()
-    return Layout(tp, stages, chunk_layers)
+    return ShardLayout(tp, stages, chunk_layers)
 
 
 def _check_chunks(each: int, stages: tuple[int, ...], num_layer_list: str | None, problems: Problems) -> None:
@@ -122,7 +124,7 @@ def rank_name(tp_rank: int, stage: int, pp: int) -> str:
     return f"mp_rank_{tp_rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
 
 
-def make_args(hf_config: Any, layout: Layout, dtype: torch.dtype) -> argparse.Namespace:
+def make_args(hf_config: Any, layout: ShardLayout, dtype: torch.dtype) -> argparse.Namespace:
     """The `args` of a rank file: plain values under the names that Megatron's trainer and both converters read."""
     traits, heads = traits_of(hf_config), hf_config.num_attention_heads
     values = {k: v for k, v in hf_config.to_dict().items() if _is_plain(v) and k != "model_type"}  # an enum of theirs

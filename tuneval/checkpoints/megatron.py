@@ -10,7 +10,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf import read_config
-from tuneval.checkpoints.layout import Layout, check_args, make_args, rank_name
+from tuneval.checkpoints.layout import ShardLayout, check_args, make_args, rank_name
 from tuneval.checkpoints.pickled import StoredTensor
 from tuneval.checkpoints.rank_files import (
     RANK_FILE,
@@ -124,7 +124,7 @@ class MegatronSink:
         self,
         folder: str | Path,
         hf_config: Any,
-        layout: Layout,
+        layout: ShardLayout,
         dtype: torch.dtype,
         more_args: dict[str, Any] | None = None,
         iteration: int = 1,

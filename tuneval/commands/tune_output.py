@@ -8,7 +8,7 @@ from pathlib import Path
 from tuneval import console, runtime
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSink, copy_companions
-from tuneval.checkpoints.layout import Layout, plan_layout
+from tuneval.checkpoints.layout import ShardLayout, plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.commands.tune_model import TunedModel
@@ -139,7 +139,7 @@ def _write_megatron(plan: Plan, step: int) -> None:
     )
 
 
-def _layout(plan: Plan) -> Layout:
+def _layout(plan: Plan) -> ShardLayout:
     """The run's, where Megatron's files can be cut so; they need every size divisible, training does not."""
     parallel = plan.config.parallel
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size

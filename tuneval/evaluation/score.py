@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tuneval.errors import UserError
-from tuneval.model.loss import Words
+from tuneval.model.loss import VocabularyShard
 
 Progress = Callable[[int], object]
 _VOCABULARY_BLOCK = 16384
@@ -184,7 +184,7 @@ def _token_log_probabilities(
 
 def _log_sum_exp(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """log of the sum over all words of exp(logit): [n, H], [V, H] -> [n]."""
-    words = Words.of(head) if isinstance(head, DTensor) else None
+    words = VocabularyShard.of(head) if isinstance(head, DTensor) else None
     total = torch.full((len(states),), float("-inf"), device=states.device)
     for block in (head if words is None else head.to_local()).split(_VOCABULARY_BLOCK):
         total = torch.logaddexp(total, (states @ block.float().T).logsumexp(1))
@@ -202,7 +202,7 @@ def _rows(head: torch.Tensor, words: Sequence[int]) -> torch.Tensor:
     ids = torch.tensor(words, device=head.device)
     if not isinstance(head, DTensor):
         return head[ids].float()
-    held = Words.of(head)
+    held = VocabularyShard.of(head)
     mine, at = held.find(ids)
     rows = torch.where(mine[:, None], head.to_local()[at].float(), 0.0)
     dist.all_reduce(rows, group=held.group)

@@ -69,7 +69,7 @@ def linear_cross_entropy(
     """
     words = None
     if isinstance(weight, DTensor):
-        words, weight = Words.of(weight), weight.to_local()
+        words, weight = VocabularyShard.of(weight), weight.to_local()
     grads = torch.is_grad_enabled()
     return _LinearCrossEntropy.apply(
         hidden, weight, targets, weights.float(), words, grads and hidden.requires_grad, grads and weight.requires_grad
@@ -77,7 +77,7 @@ def linear_cross_entropy(
 
 
 @dataclass(frozen=True)
-class Words:
+class VocabularyShard:
     """The words of a vocabulary that this process holds, and the processes that hold the others."""
 
     share: int
@@ -87,7 +87,7 @@ class Words:
     group: Any
 
     @classmethod
-    def of(cls, weight: DTensor) -> Words:
+    def of(cls, weight: DTensor) -> VocabularyShard:
         """Of a head [V, H] cut by rows over a one-dimensional mesh, as torch cuts: all shares but the last are equal."""
         mesh = weight.device_mesh
         share = -(-weight.shape[0] // mesh.size())
@@ -167,7 +167,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
-def _softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(
+    logits: torch.Tensor, target: torch.Tensor, words: VocabularyShard | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities of the words here [C, W], over the logits' memory and in their type, and fp32 log p of the targets.
 
     Args:
@@ -189,7 +191,7 @@ def _softmax(logits: torch.Tensor, target: torch.Tensor, words: Words | None) ->
 
 
 def _subtract_target(
-    p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: Words | None
+    p: torch.Tensor, target: torch.Tensor, log_p_target: torch.Tensor, words: VocabularyShard | None
 ) -> torch.Tensor:
     """p -> p - 1 at each target: the gradient of the logits. expm1 keeps the digits of a target that is nearly sure."""
     value, at = log_p_target.expm1().to(p.dtype), target

@@ -24,7 +24,7 @@ from torch.nn.functional import embedding
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tuneval.errors import UserError
-from tuneval.model.loss import Words
+from tuneval.model.loss import VocabularyShard
 from tuneval.parallel.heads import Heads
 
 _BASE, _EMBEDDING, _NORM, _HEAD = "model.", "model.embed_tokens", "model.norm", "lm_head"
@@ -147,7 +147,7 @@ class Embedding(ParallelStyle):
 class _LocalEmbedding(torch.nn.Embedding):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[1, T] -> [1, T, H], whose sum over the processes is the embedding."""
-        words = Words.of(self.weight)
+        words = VocabularyShard.of(self.weight)
         mine, at = words.find(ids)
         padding = -1 if self.padding_idx is None else self.padding_idx - words.first  # its row has no gradient
         rows = embedding(at, _local(self.weight), padding if 0 <= padding < words.count else None)
