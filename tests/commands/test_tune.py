@@ -210,6 +210,7 @@ def check_unbroken(whole, broken):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_and_restarted_is_unbroken(model, data, tmp_path, method):
     words = {name: arguments(model, data, tmp_path / name, *METHODS[method]) for name in ("whole", "broken")}
@@ -222,6 +223,7 @@ def test_killed_and_restarted_is_unbroken(model, data, tmp_path, method):
     check_unbroken(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_leaves(model, data, tmp_path):
     words = {name: arguments(model, data, tmp_path / name) for name in ("whole", "broken")}
     status, output = stop_at(words["broken"], tmp_path / "broken", 6, signal.SIGTERM)
@@ -235,6 +237,7 @@ def test_sigterm_saves_and_leaves(model, data, tmp_path):
     assert f" at iteration {left}\n" in (tmp_path / "broken" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_an_unbroken_comparison_sees_another_seed(model, data, tmp_path):
     succeed(*arguments(model, data, tmp_path / "a"))
     succeed(*arguments(model, data, tmp_path / "b", "--seed", "4"))
