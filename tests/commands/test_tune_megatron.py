@@ -67,6 +67,7 @@ def test_the_start_lists_every_argument(words, capsys):
     names = [line.split()[0] for line in listed[1:end]]
     assert names == sorted(names, key=str.lower) and len(names) > 60
     assert "  global_batch_size ............................... 8" in listed
+    assert "  micro_batch_size ................................ 1" in listed  # as config.json records it
     assert argument_lines({"b": 1, "A": "x"})[1:3] == [f"  A {'.' * 47} x", f"  b {'.' * 47} 1"]
 
 

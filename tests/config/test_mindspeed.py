@@ -54,8 +54,9 @@ def test_without_a_number_type_it_is_fp32_as_there():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ((), ("sample", None)),
+        ((), ("micro-batch", 1)),
         (("--micro-batch-size", "4"), ("micro-batch", 4)),
+        (("--loss-reduction", "sample"), ("sample", None)),
         (("--micro-batch-size", "4", "--calculate-per-token-loss"), ("token", None)),
         (("--loss-reduction", "token"), ("token", None)),
     ],
@@ -64,6 +65,7 @@ def test_the_micro_batch_size_decides_the_loss(more, expected):
     config, said = tune(*more)
     assert (config.batch.loss_reduction, config.batch.micro_batch_size) == expected
     assert f"--loss-reduction {expected[0]}" in said
+    assert ("--micro-batch-size: no effect" in said) == (expected[1] is None)
 
 
 def test_the_global_batch_size_is_that_of_all_replicas(monkeypatch):

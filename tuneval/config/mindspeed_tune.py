@@ -56,13 +56,18 @@ def _batch(words: Words) -> None:
         words.give("global-batch-size", int(size) * replicas if size.isdigit() else size)
     if words.drop("calculate-per-token-loss"):
         words.default("loss-reduction", "token")
-    words.default("loss-reduction", "sample" if size == "1" else "micro-batch")
-    if words.value("loss-reduction") != "micro-batch":
-        words.drop("micro-batch-size")
-    words.note(
-        f"--micro-batch-size {size}: decides the loss (--loss-reduction {words.value('loss-reduction')}), not the size "
-        "of a forward pass: samples are packed into --micro-batch-tokens, to the same result"
-    )
+    words.default("loss-reduction", "micro-batch")
+    reduction = words.value("loss-reduction")
+    if reduction == "micro-batch":
+        words.note(
+            f"--micro-batch-size {size}: decides the loss (--loss-reduction micro-batch), not the size of a forward pass: "
+            "samples are packed into --micro-batch-tokens, to the same result"
+        )
+    else:
+        words.without_effect(
+            f"--loss-reduction {reduction} says what weighs the same, and samples are packed into --micro-batch-tokens",
+            "micro-batch-size",
+        )
 
 
 def _data_parallel_size(words: Words) -> int:
