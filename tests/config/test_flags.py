@@ -36,6 +36,23 @@ def test_unknown_flag_names_the_nearest():
         tune("--global-batch-sise", "8")
 
 
+@pytest.mark.parametrize(
+    ("config_type", "given", "meant"),
+    [
+        (schema.ConvertConfig, "--target-tp", "--target-tensor-parallel-size"),
+        (schema.ConvertConfig, "--target-pp", "--target-pipeline-parallel-size"),
+        (schema.TuneConfig, "--tp", "--tensor-model-parallel-size"),
+        (schema.TuneConfig, "--pp-size", "--pipeline-model-parallel-size"),
+        (schema.TuneConfig, "--mbs", "--micro-batch-size"),
+        (schema.TuneConfig, "--gbs", "--global-batch-size"),
+    ],
+)
+def test_what_everybody_calls_a_flag_is_known(config_type, given, meant):
+    required = [*REQUIRED[:2], "--save", "r", "--to", "mcore"] if config_type is schema.ConvertConfig else REQUIRED
+    with pytest.raises(UserError, match=rf"{given}: unknown flag; did you mean {meant}\?"):
+        flags.parse(config_type, [*required, given, "2"], "tuneval")
+
+
 def test_all_unknown_flags_at_once():
     with pytest.raises(UserError, match=r"2 problems:(.|\n)*--foo-bar(.|\n)*--context-parallel-size 2: give 1"):
         tune("--foo-bar", "--context-parallel-size", "2")

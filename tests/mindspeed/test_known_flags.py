@@ -50,6 +50,8 @@ FLAGS = {
         lr-decay-iters=9 recompute-granularity=full noop-layers=1 tokenizer-padding-side=right lu-lora swap-optimizer
         o2-optimizer adam-eps=1e-8 num-workers=4 log-params-norm log-num-zeros-in-grad async-save
         accumulate-allreduce-grads-in-fp32 context-parallel-size=1 attention-mask-type=general pad-to-multiple-of=8
+        train-samples=8 lr-decay-samples=8 lr-warmup-samples=8 rampup-batch-size=8 recompute-activations
+        exit-interval=8 exit-duration-in-mins=8 train-data-path=d valid-data-path=d test-data-path=d
         calculate-per-token-loss no-shared-storage tensorboard-dir=x tensorboard-queue-size=5 init-method-std=0.02""",
 }
 
@@ -70,3 +72,22 @@ def test_no_flag_is_unknown(entry):
     outcomes = {flag: outcome(entry, flag) for flag in FLAGS[entry].split()}
     assert not {flag: text for flag, text in outcomes.items() if "unknown flag" in text}
     assert "unknown flag" in outcome(entry, "no-such-flag=1")
+
+
+@pytest.mark.parametrize(
+    ("flag", "way_out"),
+    [
+        ("train-samples=80", "--train-iters"),
+        ("lr-decay-samples=80", "--lr-decay-iters"),
+        ("lr-warmup-samples=80", "--lr-warmup-iters"),
+        ("recompute-activations", "--recompute-granularity selective"),
+        ("train-data-path=d", "--split"),
+    ],
+)
+def test_megatrons_other_ways_to_say_it_name_ours(flag, way_out):
+    assert way_out in outcome("posttrain_gpt.py", flag)
+
+
+def test_a_model_without_prediction_heads_may_be_called_so():
+    assert outcome("convert_ckpt_v2.py", "mtp-num-layers=0") == "known"
+    assert "can't be read" in outcome("convert_ckpt_v2.py", "mtp-num-layers=1")

@@ -94,6 +94,7 @@ ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "expert-model-parallel-size": (("1",), "models are dense here"),
     "expert-tensor-parallel-size": (("1",), "models are dense here"),
     "target-expert-parallel-size": (("1",), "models are dense here"),
+    "mtp-num-layers": (("0",), "multi-token prediction heads can't be read"),
     "model-type": (("GPT",), "decoders are converted"),
     "weight-decay-incr-style": (("constant",), "--weight-decay stays what it is"),
     "prompt-type-path": (("configs/finetune/templates.json",), "its named templates are built in (see --prompt-type)"),
@@ -105,7 +106,6 @@ UNSUPPORTED: dict[str, str] = {
     "moe-grouped-gemm": "models are dense here",
     "noop-layers": "no empty layers are written or trained; --num-layer-list makes uneven stages",
     "schedules-method": "pipeline schedules are 1f1b and gpipe (--pipeline-schedule)",
-    "mtp-num-layers": "multi-token prediction heads can't be read",
     "qlora-nf4": "weights are not quantised here",
     "orm": "reward models can't be converted",
     "load-from-legacy": "give a checkpoint in mcore's layout",
@@ -141,6 +141,16 @@ UNSUPPORTED: dict[str, str] = {
     "chain-of-thought": "--style official_cot asks C-Eval so",
     "log-num-zeros-in-grad": "the gradient norm is logged; leave it out",
     "log-params-norm": "the gradient norm is logged; leave it out",
+    "train-samples": "a run is counted in steps; give --train-iters, the samples divided by --global-batch-size",
+    "lr-decay-samples": "a run is counted in steps; give --lr-decay-iters, the samples divided by --global-batch-size",
+    "lr-warmup-samples": "a run is counted in steps; give --lr-warmup-iters, the samples divided by --global-batch-size",
+    "rampup-batch-size": "every step has --global-batch-size samples; leave it out",
+    "recompute-activations": "it is short for --recompute-granularity selective; give that",
+    "exit-interval": "--train-iters ends a run, SIGTERM or Ctrl-C stops it with a checkpoint",
+    "exit-duration-in-mins": "--train-iters ends a run, SIGTERM or Ctrl-C stops it with a checkpoint",
+    "train-data-path": "give one --data-path; --split divides it",
+    "valid-data-path": "give one --data-path; --split divides it",
+    "test-data-path": "give one --data-path; --split divides it",
 }
 """Flags that ask for what is not done here: flag -> what to do instead. An error, never silence."""
 

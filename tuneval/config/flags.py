@@ -175,10 +175,23 @@ def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, st
             remedy = "this command does not split the model so; give 1 (a checkpoint of any layout loads as it is)"
             problems.check(values == ["1"], f"{given}: {remedy}")
         else:
-            nearest = difflib.get_close_matches(name, [*schema_flags, *known(), "config"], n=1)
+            nearest = difflib.get_close_matches(_in_full(name), [*schema_flags, *known(), "config"], n=1)
             problems.add(f"--{name}: unknown flag" + (f"; did you mean --{nearest[0]}?" if nearest else ""))
     problems.raise_if_any()
     return facts, tuple(f"{', '.join(names)}: no effect, {reason}" for reason, names in without_effect.items())
+
+
+_SHORT = {
+    "tp": "tensor-parallel-size",
+    "pp": "pipeline-parallel-size",
+    "mbs": "micro-batch-size",
+    "gbs": "global-batch-size",
+}
+"""What everybody calls them; too few letters to be like the flag."""
+
+
+def _in_full(name: str) -> str:
+    return "-".join(_SHORT.get(part, part) for part in name.split("-"))
 
 
 def _grouped(words: list[str], problems: Problems) -> list[tuple[str, list[str]]]:
