@@ -285,6 +285,11 @@ def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
     assert "--lr-decay-iters 8" in error and "--finetune" in error
     assert len(rows(tmp_path / "run")) == 4
     assert "Give --lr-decay-iters 4 for more steps" in error
+    given = arguments(model, data, tmp_path / "run", "--train-iters", "8", "--lr-decay-iters", "8")
+    assert cli.run("tune", given) == 2
+    error = capsys.readouterr().err
+    assert "--lr-decay-iters 8: the run in" in error and "Give the same as before" in error
+    assert "comes from --train-iters" not in error
     succeed(*arguments(model, data, tmp_path / "run", "--train-iters", "6", "--lr-decay-iters", "4"))
     assert len(rows(tmp_path / "run")) == 6
 

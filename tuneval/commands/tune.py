@@ -16,7 +16,7 @@ from tuneval.commands.tune_output import is_written, output_folder
 from tuneval.commands.tune_plan import Plan, make_plan
 from tuneval.commands.tune_run import TuneRun
 from tuneval.config.flags import Parsed, to_dict
-from tuneval.config.schema import LaunchConfig, ParallelConfig
+from tuneval.config.schema import LaunchConfig, ParallelConfig, TuneConfig
 from tuneval.errors import Problems, UserError
 from tuneval.files import read_jsonl
 from tuneval.report import records
@@ -43,7 +43,7 @@ def main(parsed: Parsed) -> int:
     if plan.config.save.finetune and runtime.is_main():
         _start_afresh(folder)
     _wait_for_main()
-    done, earlier = resume.latest_step(folder), _earlier(folder, plan)
+    done, earlier = resume.latest_step(folder), _earlier(folder, plan, parsed.config)
     if earlier is not None and is_written(plan) and _last_step(folder, done) >= plan.train_iters:
         console.out.print(f"{folder}: finished, the result is {output_folder(plan)}. Nothing to do.", markup=False)
         return 0
@@ -73,8 +73,11 @@ def _start_afresh(folder: Path) -> None:
         console.note(f"--finetune: starting afresh; what {folder} held is now in {aside}")
 
 
-def _earlier(folder: Path, plan: Plan) -> records.RunRecord | None:
+def _earlier(folder: Path, plan: Plan, given: TuneConfig) -> records.RunRecord | None:
     """The record of the run that `--save` holds, once its settings were found equal; None where there is nothing yet.
+
+    Args:
+        given: the settings before defaults were filled in.
 
     Raises:
         UserError: the settings differ; all are named.
@@ -87,7 +90,7 @@ def _earlier(folder: Path, plan: Plan) -> records.RunRecord | None:
     if not has_state and not output_folder(plan).exists():
         return None
     earlier = records.read_record(records.RunRecord, folder / "config.json")
-    _check_settings(folder, earlier, plan)
+    _check_settings(folder, earlier, plan, given)
     if not has_state and _last_step(folder, None) < plan.train_iters:
         raise UserError(
             f"{folder}: holds a finished run of {earlier.train_iters} steps and no checkpoint to go on from. "
@@ -96,14 +99,14 @@ def _earlier(folder: Path, plan: Plan) -> records.RunRecord | None:
     return earlier
 
 
-def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan) -> None:
+def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan, given: TuneConfig) -> None:
     problems = Problems()
     now, manifest = to_dict(plan.config), plan.dataset.manifest or {}
     for key, before in earlier.config.items():
         if key not in FREE_TO_CHANGE and key in now and now[key] != before:
             flag = key.replace("_", "-")
             problems.add(
-                f"--{flag} {now[key]}: the run in {folder} was started with {before}. {_ways_out(key, now, before)}"
+                f"--{flag} {now[key]}: the run in {folder} was started with {before}. {_ways_out(key, given, before)}"
             )
     if earlier.data.get("data_sha256") != manifest.get("data_sha256"):
         problems.add(
@@ -112,8 +115,8 @@ def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan) -> Non
     problems.raise_if_any()
 
 
-def _ways_out(key: str, now: dict[str, Any], before: Any) -> str:
-    if key == "lr_decay_iters" and now[key] == now["train_iters"]:  # nobody gave it: the steps did
+def _ways_out(key: str, given: TuneConfig, before: Any) -> str:
+    if key == "lr_decay_iters" and given.optim.lr_decay_iters is None:
         return (
             f"It comes from --train-iters. Give --lr-decay-iters {before} for more steps at the last learning rate, "
             "another --save, or --finetune to start afresh"
