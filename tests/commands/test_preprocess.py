@@ -73,6 +73,12 @@ def test_both_names_write_the_same_and_map_keys_can_be_left_out(records, capsys)
         (["--map-keys", "{prompt: zh}"], "not valid JSON"),
         (["--strict"], "--strict: 1 bad rows, counted from 0. empty answer: 1 (rows 1)"),
         (["--prompt-typ", "qwen"], "did you mean --prompt-type?"),
+        (
+            ["--output-prefix", "new/"],
+            "--output-prefix new/: names a folder, and the files' names begin with the prefix",
+        ),
+        (["--output-prefix", "new/.."], "Give a name in it, such as new/../data"),
+        (["--output-prefix", "."], "Give a name in it, such as ./data"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_written(records, capsys, flags, said):

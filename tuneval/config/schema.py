@@ -22,7 +22,7 @@ class PreprocessConfig:
     """Records: .json, .jsonl, .csv or .parquet, also .xz or .gz of these; a folder of such files."""
     tokenizer_name_or_path: str
     """Folder with the tokenizer (any folder that `--load` takes)."""
-    output_prefix: Path
+    output_prefix: str | Path
     """Files written: PREFIX_packed_{input_ids,attention_mask,labels}_document.{bin,idx}, PREFIX_manifest.json."""
     handler_name: str = "auto"
     """How a row becomes a conversation; `auto` looks at the columns."""

@@ -59,7 +59,7 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     job = Job(handler, template, config.append_eod, config.seq_length - 1 if config.neat_pack else None)
     workers = config.workers or (1 if len(first) < LITTLE_INPUT else usual_workers())
     tally = Tally()
-    with _published(config.output_prefix) as (writers, publish):
+    with _published(Path(config.output_prefix)) as (writers, publish):
         chunks = _with_progress(encode_chunks(rows, job, workers), total, config.log_interval)
         if config.pack:
             _write_packed(chunks, tally, writers, template, config)
@@ -82,6 +82,12 @@ def check_flags(config: PreprocessConfig) -> dict[str, Any] | None:
     if config.seq_length is not None:
         in_range = 2 <= config.seq_length <= LONGEST_SAMPLE
         problems.check(in_range, f"--seq-length {config.seq_length}: from 2 to {LONGEST_SAMPLE} tokens")
+    prefix = str(config.output_prefix)
+    problems.check(
+        prefix.rpartition("/")[2] not in ("", ".", ".."),
+        f"--output-prefix {prefix}: names a folder, and the files' names begin with the prefix. Give a name in it, such as "
+        f"{prefix.rstrip('/')}/data",
+    )
     map_keys = None
     if config.map_keys:
         example = '{"prompt": "zh_instruction", "query": "zh_input", "response": "zh_output"}'
@@ -174,7 +180,8 @@ def _write_packed(
 ) -> None:
     """Bins need every length first: samples wait on disk beside the output."""
     assert config.seq_length is not None
-    with TemporaryDirectory(prefix=f".{config.output_prefix.name}-", dir=config.output_prefix.parent) as folder:
+    prefix = Path(config.output_prefix)
+    with TemporaryDirectory(prefix=f".{prefix.name}-", dir=prefix.parent) as folder:
         waiting = {name: IndexedWriter(Path(folder) / name) for name in ("input_ids", "labels")}
         for chunk in chunks:
             kept = chunk.lengths < config.seq_length
