@@ -223,6 +223,16 @@ def test_wrong_flags_are_listed_together(config, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", "[]"), ("a.csv", "instruction,output\n")]
+)
+def test_an_empty_input_is_told_as_empty(config, tmp_path, name, text):
+    made = replace(config([]), input=tmp_path / name)
+    made.input.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"--input .*{name}: holds no records"):
+        preprocess(made)
+
+
 KILLED = """
 import sys
 from pathlib import Path

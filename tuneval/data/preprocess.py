@@ -107,6 +107,8 @@ def _choose_handler(config: PreprocessConfig, map_keys: dict[str, Any] | None, f
     columns: dict[str, Any] = {}
     for row in reversed(first):
         columns.update(row if isinstance(row, dict) else {})
+    if not first:
+        raise UserError(f"--input {config.input}: holds no records")
     if not columns:
         raise UserError(f"--input {config.input}: no row with named columns in it")
     handler = make_handler(config.handler_name, map_keys, columns)
