@@ -202,6 +202,24 @@ def test_inference_does_everything_where_no_task_is_named():
     assert (config.task, config.dtype) == (("greedy", "chat"), "fp16")
 
 
+@pytest.mark.parametrize("entry", ["inference.py", "evaluation.py"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--fp16 --bf16", "--bf16 --fp16: give one of them"),
+        ("--bf16 --dtype fp32", "--bf16 --dtype: give one of them"),
+    ],
+)
+def test_of_two_number_types_none_is_passed_over(entry, given, told):
+    with pytest.raises(UserError, match=told):
+        read(entry, *f"--load m --task ceval --task-data-path d {given}".split())
+
+
+def test_a_number_type_in_our_spelling_is_not_told_as_fp32():
+    config, said = read("inference.py", "--load", "m", "--dtype", "bf16")
+    assert config.dtype == "bf16" and "fp32" not in said
+
+
 @pytest.mark.parametrize(
     ("more", "style"),
     [
@@ -250,6 +268,18 @@ def test_flags_of_one_entry_are_known_to_every_entry():
     )
     config, said = read("evaluation.py", *f"--load m --task ceval --task-data-path ceval/val {more}".split())
     assert config.split == "val" and "--split: no effect, it splits training data" in said and "--finetune" in said
+    asking = "--task-data-path d --no-chat-template --alternative-prompt --eval-language zh --max-eval-samples 3"
+    _, said = read("inference.py", *f"--load m {asking} --evaluation-batch-size 4".split())
+    for flag in (
+        "--task-data-path",
+        "--no-chat-template",
+        "--alternative-prompt",
+        "--eval-language",
+        "--max-eval-samples",
+    ):
+        assert flag in said.partition(": no effect, belongs to evaluation")[0]
+    _, said = read("evaluation.py", *"--load m --task ceval --task-data-path d --history-turns 3".split())
+    assert "--history-turns: no effect, belongs to chat" in said
 
 
 def test_other_exams_and_those_that_are_not_built_in():

@@ -13,20 +13,28 @@ from tuneval.errors import UserError
 
 def inference(words: Words) -> None:
     _answering(words, InferenceConfig)
+    words.without_effect("belongs to evaluation", *EVALUATING)
 
 
 def _answering(words: Words, config_type: type) -> None:
     """What inference and evaluation share: fp32 unless a type is given, and training's flags, which all entries know."""
     words.rename("lora-target-models", "lora-target-modules")
     given = words.drop("bf16", "fp16", "fp32")
-    words.default("dtype", given[0].removeprefix("--") if given else "fp32")
-    if not given:
+    if len(given) + ("dtype" in words) > 1:
+        raise UserError(f"{' '.join([*given, *words.drop('dtype')])}: give one of them")
+    if given:
+        words.give("dtype", given[0].removeprefix("--"))
+    elif "dtype" not in words:
+        words.give("dtype", "fp32")
         words.note("neither --bf16 nor --fp16: fp32, as in MindSpeed-LLM; --bf16 halves the memory")
     training = {name.replace("_", "-") for name in set(flat_types(TuneConfig)) - set(flat_types(config_type))}
     words.without_effect(
         "belongs to training", *(name for name in words.flags if name in training - set(compatibility.known()))
     )
 
+
+EVALUATING = ("task-data-path", "no-chat-template", "alternative-prompt", "eval-language", "max-eval-samples")
+"""Flags of evaluation.py that inference.py knows too: the entries share one parser there."""
 
 EVALUATION_TASKS = {
     "mmlu_ppl": "mmlu",
@@ -43,6 +51,7 @@ HARNESS_TASKS = {"bbh": "bbh", "human_eval": "humaneval", "needlebench": "niah_s
 
 def evaluation(words: Words) -> None:
     _answering(words, EvaluationConfig)
+    words.without_effect("belongs to chat", "history-turns")
     if "," in words.value("split", ""):  # of training data, such as 100,0,0; ours names a split of the exam
         words.without_effect("it splits training data", "split")
     task = words.value("task", "")
