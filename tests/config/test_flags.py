@@ -74,6 +74,22 @@ def test_what_is_not_done_here_is_an_error_with_a_way_out():
         tune("--noop-layers", "1,3")
 
 
+@pytest.mark.parametrize("size", ["tensor", "pipeline"])
+def test_where_a_layout_is_written_its_flag_is_named(size):
+    words = ["--load", "m", "--save", "s", "--to", "mcore", f"--{size}-model-parallel-size"]
+    for config_type in (schema.ConvertConfig, schema.ExportConfig):
+        assert flags.parse(config_type, [*words, "1"], "tuneval").notices == ()
+        with pytest.raises(UserError, match=f"--{size}-model-parallel-size 2: .*--target-{size}-parallel-size is that"):
+            flags.parse(config_type, [*words, "2"], "tuneval")
+
+
+def test_a_seed_is_not_told_as_evaluations():
+    words = ["--load", "m", "--save", "s", "--to", "mcore", "--seed", "1"]
+    assert flags.parse(schema.ConvertConfig, words, "tuneval").notices == (
+        "--seed: no effect, nothing is drawn at random here",
+    )
+
+
 def test_switches_take_no_value_and_lists_take_many():
     assert len(tune("--spec", "package.module", "layer_spec", "--use-flash-attn").notices) == 2
     with pytest.raises(UserError, match="stray: not a flag"):

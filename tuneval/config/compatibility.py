@@ -223,7 +223,7 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "check-for-nan-in-loss-and-grad",
         "MindSpeed-LLM parses it and does not use it": "lora-modules-to-save= add-eos-token= instruction-template=",
         "the key-value cache is always used": "use-kv-cache use-cache",
-        "evaluation is greedy": "seed= top-k= top-p= temperature=",
+        "nothing is drawn at random here": "seed= top-k= top-p= temperature=",
         "--batch-tokens bounds the memory of a batch": "evaluation-batch-size=",
         "each style has its own way to read an answer": "origin-postprocess",
         "models are dense here": "broadcast",

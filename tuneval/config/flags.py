@@ -15,7 +15,11 @@ from tuneval.errors import Problems, UserError
 
 C = TypeVar("C")
 
-_SIZES = ("tensor-model-parallel-size", "pipeline-model-parallel-size")
+_SIZES = {
+    "tensor-model-parallel-size": "target-tensor-parallel-size",
+    "pipeline-model-parallel-size": "target-pipeline-parallel-size",
+}
+"""Size of a model in memory -> what a command that writes one calls it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,9 @@ def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, st
             problems.check(" ".join(values) in choices, f"{given}: give {' or '.join(choices)}; {why}")
         elif name in UNSUPPORTED:
             problems.add(f"{given}: known from MindSpeed-LLM, but not done here: {UNSUPPORTED[name]}")
+        elif _SIZES.get(name) in schema_flags:
+            remedy = f"any layout is read; --{_SIZES[name]} is that of the checkpoint written"
+            problems.check(values == ["1"], f"{given}: {remedy}")
         elif name in NO_EFFECT:
             without_effect.setdefault(NO_EFFECT[name], []).append(f"--{name}")
         elif name in _SIZES:
