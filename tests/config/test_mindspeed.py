@@ -105,6 +105,15 @@ def test_both_meanings_of_variable_seq_lengths():
     assert "--variable-seq-lengths" not in tune("--no-pad-to-seq-lengths")[1]
 
 
+def test_weights_of_data_sets_are_refused():
+    for given in (["0.3", "a", "0.7", "b"], ["1", "a"]):
+        with pytest.raises(UserError, match=f"--data-path {' '.join(given)}: begins with a weight"):
+            tune("--data-path", *given)
+    assert tune("--data-path", "2024")[0].data.data_path.name == "2024"
+    config, said = tune("--data-path", "a", "b")
+    assert config.data.data_path.name == "a" and "b not, as in MindSpeed-LLM's sft" in said
+
+
 def test_a_run_loaded_from_its_own_folder_is_continued(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -102,9 +102,22 @@ def _data(words: Words) -> None:
             f"--data-path {prefixes[0]}: a file of records; give the prefix of token files. preprocess_data.py --input "
             f"{prefixes[0]} makes them"
         )
+    if len(prefixes) > 1 and _is_number(prefixes[0]):
+        raise UserError(
+            f"--data-path {' '.join(prefixes)}: begins with a weight; those mix data sets of pretraining, and sft reads "
+            "one prefix. Give one; preprocess_data.py makes it of several files where --input is their folder"
+        )
     if len(prefixes) > 1:
         words.give("data-path", prefixes[0])
         words.note(f"--data-path: the first prefix is used, {', '.join(prefixes[1:])} not, as in MindSpeed-LLM's sft")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _save(words: Words) -> None:
