@@ -447,6 +447,14 @@ def test_model_and_data_are_checked_together(model, data, tmp_path, capsys):
         assert text in error
 
 
+def test_one_slip_is_one_problem(model, data, tmp_path, capsys):
+    words = arguments(model, data, tmp_path / "run")
+    error = refuse(capsys, *words, "--loss-reduction", "micro-batch", "--micro-batch-size", "0")
+    assert "problems" not in error and "--micro-batch-size 0: must be at least 1" in error
+    error = refuse(capsys, *words, "--split", "0,100,0")
+    assert "problems" not in error and "the training split has 0 samples (--split 0,100,0 of" in error
+
+
 def test_another_template_is_refused_with_the_differing_keys(model, data, tmp_path, capsys):
     error = refuse(capsys, *arguments(model, data, tmp_path / "run", "--prompt-type", "qwen"))
     assert "--prompt-type qwen: the data was made with --prompt-type auto" in error and "kind:" in error

@@ -68,7 +68,9 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
     _check_ranges(config, problems)
     if batch.loss_reduction == "micro-batch":
         size = batch.micro_batch_size
-        problems.check(size, "--loss-reduction micro-batch: give --micro-batch-size, the samples of one mean")
+        problems.check(
+            size is not None, "--loss-reduction micro-batch: give --micro-batch-size, the samples of one mean"
+        )
         problems.check(
             not size or batch.global_batch_size % size == 0,
             f"--global-batch-size {batch.global_batch_size}: no multiple of --micro-batch-size {size}, which "

@@ -204,7 +204,7 @@ def _check_data(
     )
     counts = dataset.trained_counts()[:train]
     problems.check(
-        counts.any(),
+        not train or counts.any(),
         f"--data-path {config.data.data_path}: none of the {train} training samples has a trainable token, so nothing "
         "would be learnt. `tuneval inspect` shows what is masked; preprocess with another --handler-name or --map-keys",
     )
