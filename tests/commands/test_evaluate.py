@@ -198,6 +198,37 @@ def test_unreadable_replies_are_an_error_unless_allowed(exam, tmp_path):
     assert second.calls == [] and result.unparsed == 3 and result.micro["correct"] == 12
 
 
+class Replies(KnowsCats):
+    """A scorer that says the same to every question."""
+
+    def __init__(self, reply: str) -> None:
+        super().__init__()
+        self.reply = reply
+
+    def replies(self, prompts, max_new_tokens, stops, settled, scored):
+        return [self.reply for _ in prompts]
+
+
+def test_answers_chosen_are_counted_whatever_is_right(exam, tmp_path, capsys):
+    """Of one question a subject, whose answers are A, B and C, D is never right."""
+    result = run(exam, tmp_path / "out", Replies("D"), style="oc_gen", limit=1)
+    assert result.answers == {"A": 0, "B": 0, "C": 0, "D": 3}
+    result = run(exam, tmp_path / "other", Replies("I say D"), style="oc_gen", limit=1)
+    assert result.answers == {"A": 0, "B": 0, "C": 0, "D": 0} and result.unparsed == 0
+    assert run(exam, tmp_path / "test", Replies("D"), style="oc_gen", split="test").answers["D"] == 9
+
+
+def test_free_answers_are_not_counted(tmp_path):
+    rows = [json.dumps({"question": f"{n}+1?", "answer": f"So {n + 1}.\n#### {n + 1}"}) for n in range(6)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    config = EvaluateConfig(task="gsm8k", task_data_path=tmp_path, split="test", style="lm_eval", shots=0)
+    exam = load_exam(TASKS["gsm8k"], tmp_path, "test")
+    each = Examination(exam=exam, style=STYLES["gsm8k", "lm_eval"], shots=0, config=config, chat=False)
+    result = score_exam(each, MODEL, Replies("#### 3"), tmp_path / "out")
+    assert result.answers == {} and result.micro["correct"] == 1
+
+
 def test_ranks_divide_the_subjects(exam, tmp_path):
     """Two ranks, one after the other: the first gathers what the second would send."""
     sent: list = []

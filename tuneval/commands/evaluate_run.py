@@ -265,7 +265,7 @@ def _result(
         aggregation=style.aggregation,
         source=style.source,
         unparsed=sum(p.prediction is None for p in predictions),
-        answers=_counts(predictions),
+        answers=_counts(exam, predictions),
         at_chance=stats.at_chance(figures["micro"], exam.chance),
         noise=asdict(measured) if measured else {},
         within_noise=sum(p.margin <= measured.largest for p in scored) if measured else None,
@@ -289,11 +289,9 @@ def _contamination(each: Examination, predictions: Sequence[Prediction]) -> dict
     return contamination.summary(each.training, {(p.subject, str(p.id)): p.correct for p in predictions})
 
 
-def _counts(predictions: Sequence[Prediction]) -> dict[str, int]:
+def _counts(exam: Exam, predictions: Sequence[Prediction]) -> dict[str, int]:
     """How often each label was chosen; {} where answers are free."""
-    labels = sorted({label for p in predictions for label in p.scores} | {p.answer for p in predictions if p.answer})
-    if len(labels) > 26:
-        return {}
+    labels = sorted({label for rows in exam.questions.values() for question in rows for label in question.choices})
     return {label: sum(p.prediction == label for p in predictions) for label in labels}
 
 

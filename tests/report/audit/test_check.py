@@ -187,6 +187,22 @@ def test_replies_are_read_again(place, lora):
     assert "its reply says" in wrong(lora)["ceval-oc_gen: the exam's own answers"]
 
 
+def test_a_reply_may_hold_what_is_no_label(place, lora):
+    """`I say B` answers I with the style's rule, the first capital: wrong, but honest."""
+    folder = lora / "evaluation" / "ceval-oc_gen"
+    tuneval("evaluate", "--load", place / "lora", "--task-data-path", place / "exam", "--style", "oc_gen", "--shots", 0,
+            "--limit", 1, "--max-new-tokens", 3, "--allow-unparsed", "--output", folder)  # fmt: skip
+    rows, results = read_jsonl(folder / "predictions.jsonl"), read_json(folder / "results.json")
+    number = next(i for i, row in enumerate(rows) if not row["correct"])
+    unparsed = results["unparsed"] - (rows[number]["prediction"] is None)
+    answers = {x: n - (rows[number]["prediction"] == x) for x, n in results["answers"].items()}
+    write_json(folder / "results.json", {**results, "unparsed": unparsed, "answers": answers})
+    change_row(folder / "predictions.jsonl", number, response="I say B", prediction="I")
+    assert wrong(lora) == {}
+    change_json(folder / "results.json", "answers", "B", value=99)
+    assert "answers chosen are" in wrong(lora)["ceval-oc_gen: results.json follows from predictions.jsonl"]
+
+
 # --- honest runs that are out of the ordinary ---
 
 
