@@ -137,7 +137,7 @@ def read_evaluations(folder: Path) -> dict[ExamKey, Evaluation]:
     """
     found: dict[ExamKey, Evaluation] = {}
     problems = Problems()
-    for evaluation in (_read_evaluation(path.parent) for path in _result_files(folder)):
+    for evaluation in (_read_evaluation(path.parent) for path in result_files(folder)):
         key = key_of(evaluation.result)
         first = found.setdefault(key, evaluation)
         problems.check(
@@ -149,7 +149,8 @@ def read_evaluations(folder: Path) -> dict[ExamKey, Evaluation]:
     return found
 
 
-def _result_files(folder: Path) -> list[Path]:
+def result_files(folder: Path) -> list[Path]:
+    """results.json of `folder` itself and of its children, those that are there."""
     return [p for p in (folder / "results.json", *sorted(folder.glob("*/results.json"))) if p.is_file()]
 
 
@@ -198,7 +199,7 @@ def _named_baseline(runs: tuple[Run, ...]) -> tuple[dict[ExamKey, Evaluation], t
 
 def _places(run: Run, name: str) -> list[Path]:
     """Where a recorded path leads: as written, else seen from the run folder or beside it."""
-    return [p for p in (Path(name), run.folder / name, run.folder.parent / name) if _result_files(p)]
+    return [p for p in (Path(name), run.folder / name, run.folder.parent / name) if result_files(p)]
 
 
 def _compared(run: Run) -> list[Path]:
@@ -212,7 +213,7 @@ def _compared(run: Run) -> list[Path]:
 
 
 def _scored(folder: Path) -> str | None:
-    return identity_hash(read_result(_result_files(folder)[0]).model)
+    return identity_hash(read_result(result_files(folder)[0]).model)
 
 
 def identity_hash(identity: dict) -> str | None:

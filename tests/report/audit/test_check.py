@@ -187,6 +187,25 @@ def test_replies_are_read_again(place, lora):
     assert "its reply says" in wrong(lora)["ceval-oc_gen: the exam's own answers"]
 
 
+def test_a_wrong_reply_that_is_called_right(place, lora):
+    folder = lora / "evaluation" / "ceval-oc_gen"
+    tuneval("evaluate", "--load", place / "lora", "--task-data-path", place / "exam", "--style", "oc_gen", "--shots", 0,
+            "--limit", 1, "--max-new-tokens", 3, "--allow-unparsed", "--output", folder)  # fmt: skip
+    number = next(i for i, row in enumerate(read_jsonl(folder / "predictions.jsonl")) if not row["correct"])
+    change_row(folder / "predictions.jsonl", number, correct=True)
+    assert "is called right" in wrong(lora)["ceval-oc_gen: predictions agree with their scores"]
+
+
+def test_a_result_in_the_evaluation_folder_itself(lora):
+    """The report reads it there, too."""
+    shutil.copytree(lora / "evaluation" / "ceval-official", lora / "own")
+    shutil.rmtree(lora / "evaluation")
+    shutil.move(lora / "own", lora / "evaluation")
+    assert wrong(lora) == {}
+    change_json(lora / "evaluation" / "results.json", "micro", "accuracy", value=0.9)
+    assert "micro.accuracy is 0.9" in wrong(lora)["evaluation: results.json follows from predictions.jsonl"]
+
+
 def test_a_reply_may_hold_what_is_no_label(place, lora):
     """`I say B` answers I with the style's rule, the first capital: wrong, but honest."""
     folder = lora / "evaluation" / "ceval-oc_gen"

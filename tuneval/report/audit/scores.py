@@ -20,6 +20,7 @@ from tuneval.evaluation.tasks import TASKS, find_task, load_exam
 from tuneval.report.audit.findings import OK, OPEN, Findings
 from tuneval.report.checks import groups_of, read_predictions, read_result
 from tuneval.report.comparison import compare_results
+from tuneval.report.gather import result_files
 from tuneval.report.records import Comparison, EvalResult, Prediction, read_record
 
 
@@ -30,7 +31,7 @@ def check_scores(run: Path, found: Findings) -> None:
         run: the run folder.
         found: gets the findings.
     """
-    places = sorted((run / "evaluation").glob("*/results.json"))
+    places = result_files(run / "evaluation")
     if not places:
         found.add("evaluation", OPEN, "no exam was taken")
         return
@@ -40,31 +41,33 @@ def check_scores(run: Path, found: Findings) -> None:
         own = None
         found.add("the model that was scored", OPEN, str(error))
     for path in places:
-        _check_evaluation(path.parent, own, found)
+        _check_evaluation(run, path.parent, own, found)
 
 
-def _check_evaluation(folder: Path, own: str | None, found: Findings) -> None:
+def _check_evaluation(run: Path, folder: Path, own: str | None, found: Findings) -> None:
     name = folder.name
     result = found.attempt(f"{name}: results.json", lambda: read_result(folder / "results.json"))
     rows = found.attempt(f"{name}: predictions.jsonl", lambda: read_predictions(folder / "predictions.jsonl"))
     if not isinstance(result, EvalResult) or not isinstance(rows, tuple):
         return
-    _check_rows(name, rows, found)
+    _check_rows(name, result, rows, found)
     _check_figures(name, result, rows, found)
     if own is not None:
         scored = result.model.get("weights_sha256")
         wrong = f"its weights have hash {str(scored)[:12]}, this run's {own[:12]}"
         found.check(f"{name}: the model scored is this run's", scored == own, wrong)
     _check_exam(name, result, rows, found)
-    _check_comparison(name, folder, found)
+    _check_comparison(name, run, folder, found)
 
 
-def _check_rows(name: str, rows: tuple[Prediction, ...], found: Findings) -> None:
+def _check_rows(name: str, result: EvalResult, rows: tuple[Prediction, ...], found: Findings) -> None:
     """Each prediction against its own scores and its own answer."""
     faults = []
     for row in rows:
         where = f"{row.subject} {row.id}"
-        if row.answer is not None and row.correct is not (row.prediction == row.answer) and row.response is None:
+        # What is right of a reply is the harness's metric to say, where it asked.
+        judged = result.task in TASKS or row.response is None
+        if row.answer is not None and row.correct is not (row.prediction == row.answer) and judged:
             faults.append(f"{where}: {row.prediction} for {row.answer} is called {'right' if row.correct else 'wrong'}")
         if row.scores and row.response is None:
             label, margin = decide(row.scores)
@@ -202,7 +205,7 @@ def _misread(result: EvalResult, rows: tuple[Prediction, ...], exam: Exam) -> li
     ]
 
 
-def _check_comparison(name: str, folder: Path, found: Findings) -> None:
+def _check_comparison(name: str, run: Path, folder: Path, found: Findings) -> None:
     """comparison.json, computed again where the earlier result is still there."""
     path, what = folder / "comparison.json", f"{name}: comparison.json"
     if not path.is_file():
@@ -210,7 +213,7 @@ def _check_comparison(name: str, folder: Path, found: Findings) -> None:
     told = found.attempt(what, lambda: read_record(Comparison, path))
     if not isinstance(told, Comparison):
         return
-    earlier = next((p for p in (Path(told.a), folder.parents[2] / told.a) if (p / "results.json").is_file()), None)
+    earlier = next((p for p in (Path(told.a), run.parent / told.a) if (p / "results.json").is_file()), None)
     if earlier is None:
         found.add(what, OPEN, f"the earlier result, {told.a}, is not on this machine")
         return
