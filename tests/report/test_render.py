@@ -239,8 +239,24 @@ def test_no_baseline_is_said(tmp_path):
     run = make_run(tmp_path / "run")
     make_evaluation(run / "evaluation" / "ceval-official", 0.5)
     page = report(tmp_path, run)
-    assert "no score of the model before tuning, so no change can be stated" in page.text
+    assert "The model before tuning has no score in it, so no change can be stated" in page.text
     assert "points better" not in page.text and "figure-changes-0" not in page.ids
+
+
+def test_what_limits_the_comparison_of_two_runs_is_said(tmp_path):
+    lora, full, _ = make_all(tmp_path)
+    before = said(lora, full).count("used different chat templates")
+    rewrite(full / "evaluation" / "ceval-official" / "results.json", template_fingerprint="00" * 32)
+    assert (before, said(lora, full).count("used different chat templates")) == (0, 2)  # before and full; LoRA and full
+
+
+def test_models_that_took_different_exams(tmp_path):
+    baseline = make_evaluation(tmp_path / "before", 0.4)
+    run = make_run(tmp_path / "run", steps=3, baseline=baseline)
+    make_evaluation(run / "evaluation" / "ceval-lm_eval", 0.5, style="lm_eval")
+    text = said(run)
+    assert "The tuned model did not take it" in text and "The model before tuning has no score in it" in text
+    assert "was not evaluated" not in text
 
 
 def test_baseline_that_is_gone_is_said(tmp_path):
@@ -297,6 +313,7 @@ def test_not_significant_is_said(tmp_path):
     [
         ({"data_sha256": "00" * 32}, "read different question files"),
         ({"dtype": "fp32"}, "different number types"),
+        ({"template_fingerprint": "00" * 32}, "used different chat templates"),
         ({"model": {"path": "other", "weights_sha256": "00" * 32}}, "the score before tuning is of another model"),
     ],
 )
@@ -338,7 +355,7 @@ def test_what_a_score_says_about_itself_is_shown(root):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"at_chance": True}, "the score of the tuned model can't be told from guessing"),
+        ({"at_chance": True}, "the score of the tuned model is not significantly above guessing"),
         ({"answers": {"A": 260, "B": 21}}, "260 of the 281 answers of the tuned model are A"),
         ({"self_test": {"trivial": 4, "trivial_right": 1, "largest_batch_difference": None}}, "of 4 self-test questions"),
         ({"unparsed": 40}, "40 replies (14.2%) of the tuned model hold no readable answer"),

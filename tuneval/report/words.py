@@ -92,12 +92,12 @@ WORDS: dict[str, tuple[str, str]] = {
         "{exam}: {before} before tuning, {after} after (every question weighs the same; {n} questions of {m} subjects, guessing gives {chance}).",
     ),
     "say_score_only_after": (
-        "{exam}：微调后 {after}（{m} 科 {n} 题，随机猜测为 {chance}）。没有微调前的得分，因此无法判断变化。",
-        "{exam}: {after} after tuning ({n} questions of {m} subjects, guessing gives {chance}). There is no score of the model before tuning, so no change can be stated.",
+        "{exam}：微调后 {after}（{m} 科 {n} 题，随机猜测为 {chance}）。微调前的模型未作此评测，因此无法判断变化。",
+        "{exam}: {after} after tuning ({n} questions of {m} subjects, guessing gives {chance}). The model before tuning has no score in it, so no change can be stated.",
     ),
     "say_score_only_before": (
         "{exam}：微调前 {before}（{m} 科 {n} 题）。微调后的模型未作此评测，因此无法判断变化。",
-        "{exam}: {before} before tuning ({n} questions of {m} subjects). The tuned model was not evaluated, so no change can be stated.",
+        "{exam}: {before} before tuning ({n} questions of {m} subjects). The tuned model did not take it, so no change can be stated.",
     ),
     "say_no_evaluation": ("未进行评测，因此无法判断能力变化。", "No evaluation was run, so nothing can be said about ability."),
     "say_same": (
@@ -142,6 +142,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "why_other_data": ("两次评测的题目文件不同（校验值不一致）", "the two evaluations read different question files (their hashes differ)"),
     "why_other_questions": ("两次评测的题目不同（相同的只有 {n} 题）", "the two evaluations hold different questions (only {n} are the same)"),
     "warn_other_prompts": ("注意：两次评测的提示词不完全相同，差异可能来自提示词。", "Note: the two evaluations used different prompts; a difference may come from them."),
+    "warn_other_template": (
+        "注意：两次评测的对话模板不同，差异可能来自模板。",
+        "Note: the two evaluations used different chat templates; a difference may come from them.",
+    ),
     "warn_other_dtype": ("注意：两次评测的数值精度不同（{a} 与 {b}）。", "Note: the two evaluations used different number types ({a} and {b})."),
     "warn_other_model": (
         "注意：微调前的得分来自另一个模型（权重校验值与本次训练的起点不一致）。",

@@ -37,7 +37,7 @@ WORDS: dict[str, tuple[str, str]] = {
         "“完全相等”时取靠前的选项。差距：最高分与次高分之差。重合按 13 个词或汉字的连续片段判断，较短的题目看全文。",
         "Equal answers: the first counts. Margin: best score minus the second. The training data is searched for runs of 13 words or Chinese characters, or for the whole of a shorter question.",
     ),
-    "warn_chance": ("注意：{name}的得分与随机猜测没有可见的差别。", "Note: the score of {name} can't be told from guessing."),
+    "warn_chance": ("注意：{name}的得分没有显著高于随机猜测。", "Note: the score of {name} is not significantly above guessing."),
     "warn_one_answer": (
         "注意：{name}对 {n} 题中的 {most} 题都选择“{label}”，这是在选字母，不是在答题。",
         "Note: {most} of the {n} answers of {name} are {label}: it chooses a letter, not an answer.",

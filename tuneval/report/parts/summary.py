@@ -256,6 +256,8 @@ def warnings(a: Evaluation, b: Evaluation, tested: Pair, t: Words):
     """What else than the tuning may lie behind a difference."""
     if tested.other_prompts:
         yield t("warn_other_prompts")
+    if a.result.template_fingerprint != b.result.template_fingerprint:
+        yield t("warn_other_template")
     if a.result.dtype != b.result.dtype:
         yield t("warn_other_dtype", a=a.result.dtype, b=b.result.dtype)
 
@@ -279,4 +281,5 @@ def _between(gathered: Gathered, t: Words) -> list[str]:
             if tested.test is not None:
                 gap = "" if t.lang == "zh" else " "
                 said.append(start + gap + gap.join(verdict(tested.test, a.label, b.label, t)))
+                said += warnings(first, second, tested, t)
     return said
