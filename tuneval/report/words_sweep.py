@@ -89,6 +89,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "With another seed the same setting's {what} varies with a standard deviation of {spread} (over {n} settings); differences below about twice that may be the seed's.",
     ),
     "s_one_seed": ("每个设置只用了一个种子，因此不知道换种子会带来多大变化。", "Every setting was run with one seed, so it is not known how much another seed would change."),
+    "s_not_finite": (
+        "{labels}的验证损失不是有限数（训练已发散），因此不参与排名。",
+        "The validation loss of {labels} is not finite: the training came apart, so it is not ranked.",
+    ),
     "s_front": ("没有被其他设置同时在用时和{what}上超过的：{labels}。", "Not beaten in both time and {what} by any other: {labels}."),
     "s_loss_agrees": ("验证损失最低的设置（{label}）也是得分最高的。", "The setting with the lowest validation loss ({label}) also has the highest score."),
     "s_loss_differs": (

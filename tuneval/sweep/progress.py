@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import ExitStack
@@ -55,7 +56,7 @@ class SweepProgress:
             if began is not None:
                 self._seconds.append(time.monotonic() - began)
             score = objective_of(job, self.plan.sweep.objective) if ok else None
-            if score is not None:
+            if score is not None and math.isfinite(score):  # no number can be the best
                 self._scores[job.point.id] = score
             self._bar.advance()
             said = self._figure(score) if ok else "FAILED: " + (error.strip().splitlines() or ["?"])[-1]

@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-from report_runs import rewrite
+from report_runs import make_evaluation, rewrite
 from scipy import stats as scipy_stats
 from sweep_runs import make_sweep
 
@@ -120,6 +120,22 @@ def test_levels_that_differ_in_more_are_not_compared(tmp_path):
         rewrite(out / "state" / f"{name}.tune.json", status="failed", error="x")
     effect = effects(gather_sweep(out))[0]
     assert not effect.balanced and effect.pairs == ()
+
+
+def test_an_axis_is_tested_on_the_runs_of_its_means(tmp_path):
+    """With rank 4 the first rate is the better one, with rank 16 the last; the second failed there. A sentence that names the
+    means of rank 4 must not tell a difference over both ranks."""
+    plan = make_sweep(tmp_path, failing="lora_r=16, lr=1e-3", points=None)
+    skills = {"4": {"1e-4": 0.6, "1e-3": 0.55, "3e-3": 0.5}, "16": {"1e-4": 0.3, "3e-3": 0.7}}
+    for job in plan.jobs:
+        rank, rate = job.point.levels.values()
+        if rate in skills[rank]:
+            make_evaluation(job.run / "evaluation" / "ceval-official", skills[rank][rate], seed=3)
+    effect = effects(gather_sweep(tmp_path / "out"))[1]
+    best, worst = effect.ranked[0], effect.ranked[-1]
+    assert (best.level.label, worst.level.label, effect.combinations) == ("1e-4", "3e-3", 1)
+    pair = effect.pair("1e-4", "3e-3")
+    assert pair.pairs == 1 and pair.difference == pytest.approx(worst.mean - best.mean)
 
 
 def test_spread_over_seeds_is_pooled(sweep):

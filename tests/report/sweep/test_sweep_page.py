@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
 
 import pytest
@@ -17,7 +18,7 @@ from tuneval.cli import main
 from tuneval.errors import UserError
 from tuneval.files import read_json
 from tuneval.report import charts
-from tuneval.report.records import SampleAnswer
+from tuneval.report.records import SampleAnswer, Validation, write_records
 from tuneval.report.sweep import spelling
 from tuneval.report.sweep.gather import gather_sweep
 from tuneval.report.sweep.render import write_sweep_report
@@ -139,6 +140,25 @@ def test_scores_are_shares_where_losses_decide(tmp_path):
     (table,) = (b for b in blocks if "every setting against the model" in b.get("title", ""))
     column = table["head"].index("Score")
     assert [re.fullmatch(r"\d+\.\d%", row[column]) is not None for row in table["rows"]] == [True, True]
+
+
+def test_a_setting_that_came_apart_is_not_the_best(tmp_path):
+    """Its last validation loss is no number, which is less than none."""
+    plan = make_sweep(tmp_path, evaluate=None, points=None, seeds=[1, 2])
+    apart = [Validation(step=1, loss=0.5, perplexity=2.0), Validation(step=40, loss=math.nan, perplexity=math.nan)]
+    write_records(plan.jobs[0].run / "validation.jsonl", apart)
+    text = said(tmp_path / "out")
+    assert "The best setting by validation loss is #5" in text and "It is the lowest of 5" in text
+    assert "The validation loss of #1 lora_r=4, lr=1e-4 is not finite" in text and "mean nan" not in text
+    assert "#1 lora_r=4, lr=1e-4 的验证损失不是有限数" in said(tmp_path / "out", "zh")
+
+
+def test_the_lowest_validation_loss_is_a_number(tmp_path):
+    plan = make_sweep(tmp_path, points=None)
+    apart = [Validation(step=40, loss=math.nan, perplexity=math.nan)]
+    assert plan.jobs[4].point.label == "lora_r=16, lr=1e-3"
+    write_records(plan.jobs[4].run / "validation.jsonl", apart)
+    assert "The lowest validation loss is that of #2 lora_r=4, lr=1e-3 (1.4425)" in said(tmp_path / "out")
 
 
 def test_nothing_done_yet(tmp_path):

@@ -39,7 +39,7 @@ class LevelResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LevelPair:
-    """Two levels of an axis against each other, on the runs that differ in nothing else."""
+    """Two levels of an axis against each other, on the runs that differ in nothing else: those of the levels' means."""
 
     first: str
     second: str
@@ -181,15 +181,14 @@ def _effect(sweep: SweepResult, axis: str) -> Effect:
     levels = sweep.axes[axis]
     found = {level.label: _contexts(sweep, axis, level.label) for level in levels}
     shared = set.intersection(*(set(contexts) for contexts in found.values()))
+    compared = {label: {c: p for c, p in runs.items() if c in shared or not shared} for label, runs in found.items()}
     results = []
     for level in levels:
-        contexts = found[level.label]
-        chosen = [contexts[c] for c in contexts if c in shared or not shared]
-        figures = [sweep.figure(p) for p in chosen]
+        figures = [sweep.figure(p) for p in compared[level.label].values()]
         results.append(
             LevelResult(
                 level=level,
-                points=tuple(contexts.values()),
+                points=tuple(found[level.label].values()),
                 mean=statistics.fmean(figures) if figures else None,
                 spread=spread_over_seeds(sweep, (s for s in sweep.settings if s.levels.get(axis) == level.label)),
             )
@@ -197,7 +196,7 @@ def _effect(sweep: SweepResult, axis: str) -> Effect:
     pairs = [
         pair
         for a, b in itertools.combinations([level.label for level in levels], 2)
-        if (pair := _level_pair(sweep, a, found[a], b, found[b])) is not None
+        if (pair := _level_pair(sweep, a, compared[a], b, compared[b])) is not None
     ]
     passed = holm({(pair.first, pair.second): pair.p_value for pair in pairs})
     known = sorted((r for r in results if r.mean is not None), key=lambda r: r.mean, reverse=sweep.objective == "score")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,11 +95,22 @@ class SweepResult:
         return tuple(p for s in self.settings for p in s.points)
 
     def figure(self, point: PointResult) -> float | None:
-        """What a point is judged by."""
+        """What a point is judged by; None where there is none, or where it is no number."""
+        value = self._judged_by(point)
+        return None if value is None or not math.isfinite(value) else value
+
+    def came_apart(self, setting: Setting) -> bool:
+        """Whether what some run of the setting is judged by is no number."""
+        return any((v := self._judged_by(p)) is not None and not math.isfinite(v) for p in setting.done)
+
+    def _judged_by(self, point: PointResult) -> float | None:
         return point.score(self.exam) if self.objective == "score" else point.validation_loss
 
     def mean(self, setting: Setting) -> float | None:
-        """The same of a setting: the mean over its seeds that are done."""
+        """The same of a setting: the mean over its seeds that are done. None where one of them came apart: the mean of the
+        others would look better than the setting is."""
+        if self.came_apart(setting):
+            return None
         values = [v for p in setting.done if (v := self.figure(p)) is not None]
         return statistics.fmean(values) if values else None
 

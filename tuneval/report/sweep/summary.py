@@ -85,6 +85,9 @@ def sentences(sweep: SweepResult, analysis: Analysis, t: Words) -> Iterator[str]
         yield _join(_say_best(sweep, analysis, t), t)
         if sweep.objective == "score" and len(sweep.ranked) > 1:
             yield from _say_second(sweep, analysis, t)
+    apart = [spelling.name(s) for s in sweep.settings if sweep.came_apart(s)]
+    if apart:
+        yield t("s_not_finite", labels=t.listed(apart))
     yield from _say_against(analysis, t)
     for effect in analysis.effects:
         yield _join(_say_effect(sweep, analysis, effect, t), t)
@@ -294,7 +297,7 @@ def _say_losses(sweep: SweepResult, t: Words) -> Iterator[str]:
     """Whether the lowest validation loss and the highest score are of the same setting."""
     if sweep.objective != "score":
         return
-    means = [(mean, s) for s in sweep.ranked if (mean := mean_validation(s)) is not None]
+    means = [(mean, s) for s in sweep.ranked if (mean := mean_validation(s)) is not None and math.isfinite(mean)]
     if len(means) < 2:
         return
     loss, lowest = min(means, key=lambda entry: entry[0])
