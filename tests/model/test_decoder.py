@@ -15,6 +15,7 @@ from transformers import (
     GraniteConfig,
     NemotronConfig,
     Olmo3Config,
+    Phi3Config,
     StableLmConfig,
 )
 
@@ -86,6 +87,26 @@ def test_shared_prefix_equals_repeated_prefix(kind):
     expected = [model.model(prefix).last_hidden_state]
     expected += [model.model(torch.cat((prefix, q), 1)).last_hidden_state[:, 11:] for q in questions]
     torch.testing.assert_close(hidden, torch.cat(expected, 1), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_short_sample_keeps_its_frequencies_beside_a_long_one():
+    """Phi 3's rotary embedding has other ones for a text longer than the model was first trained on."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    config = Phi3Config(
+        **SMALL,
+        vocab_size=160,
+        max_position_embeddings=64,
+        original_max_position_embeddings=12,
+        rope_scaling={"type": "longrope", **factors},
+        pad_token_id=1,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    fill(model)
+    hidden = built(model)(IDS, restarting(SEGMENTS), SEGMENTS)  # 11, 19 and 10 tokens
+    torch.testing.assert_close(hidden, alone(model, SEGMENTS), rtol=0, atol=1e-5)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(hidden[:, :11], model.model(IDS).last_hidden_state[:, :11], rtol=0, atol=1e-5)
 
 
 def test_wrong_positions_are_noticed():

@@ -96,12 +96,12 @@ class Decoder(torch.nn.Module):
         assert segments[0] == 0 and segments[-1] == position_ids.shape[1], "segments must cover the row"
         base = self.model
         hidden = base.embed_tokens(inputs) if self.is_first else inputs
-        rotary = base.rotary_emb(hidden, position_ids)
+        samples = attention.Segments(segments, prefix_length)
         arguments = {
             "attention_mask": None,
             "position_ids": position_ids,
-            "position_embeddings": rotary,
-            "segments": attention.Segments(segments, prefix_length),
+            "position_embeddings": self._rotary(hidden, position_ids, samples),
+            "segments": samples,
         }
         trains = torch.is_grad_enabled()
         run = self._run_compiled if trains else _run_layer
@@ -111,6 +111,20 @@ class Decoder(torch.nn.Module):
             else:
                 hidden = run(layer, hidden, **arguments)
         return base.norm(hidden) if base.norm is not None else hidden
+
+    def _rotary(
+        self, hidden: torch.Tensor, position_ids: torch.Tensor, samples: attention.Segments
+    ) -> tuple[torch.Tensor, ...]:
+        """Cosines and sines of the positions.
+
+        "longrope" (Phi 3 and 4) has other frequencies for a text longer than it was first trained on, and takes a row for
+        one text: a short sample beside a long one would get the long one's. Behind a shared prefix one choice holds for all.
+        """
+        rotary = self.model.rotary_emb
+        if getattr(rotary, "rope_type", None) != "longrope" or samples.prefix_length:
+            return rotary(hidden, position_ids)
+        parts = [rotary(hidden, positions) for positions in position_ids.split(samples.lengths, 1)]
+        return tuple(torch.cat(part, 1) for part in zip(*parts))
 
 
 def _run_layer(layer: torch.nn.Module, hidden: torch.Tensor, **arguments: object) -> torch.Tensor:
