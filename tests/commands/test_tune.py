@@ -513,3 +513,22 @@ def test_a_model_inside_the_run_folder_is_refused(model, data, tmp_path, capsys)
     shutil.copytree(model, inside)
     assert cli.run("tune", arguments(inside, data, tmp_path / "run")) == 2
     assert "choose another folder" in capsys.readouterr().err
+
+
+def test_a_models_own_config_is_not_replaced(model, data, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    before = (other / "config.json").read_bytes()
+    for more in ((), ("--finetune",)):
+        assert cli.run("tune", arguments(model, data, other, *more)) == 2
+        assert f"--save {other}: its config.json is no run's" in capsys.readouterr().err
+    assert (other / "config.json").read_bytes() == before and not (other / "previous-1").exists()
+
+
+def test_finetune_leaves_files_of_no_run_where_they_are(model, data, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    succeed(*arguments(model, data, folder, "--finetune", "--train-iters", "1"))
+    assert (folder / "notes.txt").is_file() and not (folder / "previous-1").exists()
+    assert "starting afresh" not in capsys.readouterr().err

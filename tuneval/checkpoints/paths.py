@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from tuneval.errors import UserError
+from tuneval.files import read_object
 
 
 def check_there(path: str | Path) -> None:
     """Raise a UserError where nothing is at a checkpoint's path; what it holds is `load.open_source`'s question."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Whether a folder's config.json is a run's record; a model has a config.json, too."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "schema_version" in read_object(path)

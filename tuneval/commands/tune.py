@@ -68,6 +68,8 @@ def _wait_for_main() -> None:
 
 
 def _start_afresh(folder: Path) -> None:
+    if not any((folder / name).exists() for name in ("config.json", "checkpoints", "model", "adapter")):
+        return  # no run: whose files these are is not known
     aside = resume.set_aside(folder)
     if aside is not None:
         console.note(f"--finetune: starting afresh; what {folder} held is now in {aside}")

@@ -11,6 +11,7 @@ import numpy as np
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
+from tuneval.checkpoints.paths import holds_run
 from tuneval.commands.tune_adapter import open_earlier
 from tuneval.commands.tune_flags import check_flags, resolve
 from tuneval.config.flags import Parsed, check_model_facts
@@ -111,8 +112,13 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
         "with it, give the model under it with --load and this folder with --lora-load; for a new one, merge it first "
         "with `tuneval export`; or leave --lora-r out for full tuning",
     )
-    inside = Path(config.model.load).resolve().is_relative_to(Path(config.save.save).resolve())
-    problems.check(not inside, f"--save {config.save.save}: holds --load {config.model.load}; choose another folder")
+    save = Path(config.save.save)
+    inside = Path(config.model.load).resolve().is_relative_to(save.resolve())
+    problems.check(not inside, f"--save {save}: holds --load {config.model.load}; choose another folder")
+    problems.check(
+        inside or not (save / "config.json").is_file() or holds_run(save),
+        f"--save {save}: its config.json is no run's, perhaps a model's, and would be replaced; choose another folder",
+    )
     limit = getattr(source.config, "max_position_embeddings", None)
     problems.check(
         limit is None or config.data.seq_length <= limit,
