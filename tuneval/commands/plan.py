@@ -8,6 +8,7 @@ from typing import Any
 from tuneval import console, runtime
 from tuneval.checkpoints.hf import read_config
 from tuneval.checkpoints.load import open_source
+from tuneval.checkpoints.paths import holds_run
 from tuneval.commands.plan_flags import memory_bytes
 from tuneval.commands.plan_report import as_json, print_plan, print_suggestion
 from tuneval.config.flags import Parsed, check_model_facts
@@ -89,8 +90,8 @@ def _suggest(
 
 
 def _model_config(config: PlanConfig) -> Any:
-    """config.json is enough; other folders are opened as `tune` opens them."""
-    if (config.load / "config.json").is_file():
+    """A model's config.json is enough; other folders are opened as `tune` opens them."""
+    if (config.load / "config.json").is_file() and not holds_run(config.load):
         return read_config(config.load)
     return open_source(config.load).config
 
