@@ -32,7 +32,7 @@ def print_result(result: EvalResult, folder: Path) -> None:
     table.add_section()
     table.add_row("all questions (micro)", *_figures(result.micro), style="bold")
     table.add_row("mean of subjects (macro)", *_figures(result.macro), style="bold")
-    console.out.print(table)
+    _print_whole(table)
     facts = [f"guessing: {100 * result.chance:.1f}%", *_closeness(result), f"{result.seconds:.1f} s of scoring"]
     console.out.print("; ".join(facts))
     for remark in _remarks(result):
@@ -52,7 +52,7 @@ def print_matrix(results: Sequence[EvalResult], folder: Path) -> None:
             for mean in (("micro", "macro") if result.micro else ())
         ]
         table.add_row(escape(result.style), str(result.shots), _READS[result.decision["kind"]], *means)
-    console.out.print(table)
+    _print_whole(table)
     console.out.print("* the mean that the style's own recipe reports")
     console.out.print(f"results: {folder / 'matrix.json'}", markup=False)
 
@@ -101,7 +101,7 @@ def print_comparison(comparison: Comparison, folder: Path) -> None:
         table.add_row(escape(name), *_paired(facts))
     table.add_section()
     table.add_row("all", *_paired(vars(comparison)), style="bold")
-    console.out.print(table)
+    _print_whole(table)
     console.out.print(comparison.verdict, markup=False)
     for line in _many_subjects(comparison):
         console.out.print(line, markup=False)
@@ -138,6 +138,12 @@ def _table(title: str, names: tuple[str, ...]) -> Table:
     for name in names:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     return table
+
+
+def _print_whole(table: Table) -> None:
+    """Print a table at its own width: what a narrower terminal breaks can be read, what rich would cut off can not."""
+    table.width = console.out.measure(table, options=console.out.options.update_width(1000)).maximum
+    console.out.print(table)
 
 
 def _figures(facts: Mapping) -> tuple[str, str, str]:
