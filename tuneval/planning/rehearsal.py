@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ class Rehearsals:
     def __enter__(self) -> Rehearsals:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tuneval.runtime", __name__])
-        self._pool = context.Pool(min(usable_cores(), 8), maxtasksperchild=1)
+        self._pool = context.Pool(min(usable_cores(), 8), _leave_ctrl_c, maxtasksperchild=1)
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -104,6 +105,10 @@ class Rehearsals:
             UserError: the model can't be spread so.
         """
         return self._pool.map(_rehearse, parts, chunksize=1)
+
+
+def _leave_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
 
 
 def _rehearse(part: Part) -> Account:
