@@ -142,7 +142,9 @@ def check_target(save: Path, source: Source) -> None:
         return
     target = save.resolve()
     is_read = any(target in (folder, *folder.parents) for folder in _folders_read(source))
-    if is_read or not (save / RECORD).is_file():
+    if is_read:
+        raise UserError(f"--save {save}: holds what is read and would be replaced. Choose another folder.")
+    if not (save / RECORD).is_file():
         raise UserError(f"--save {save}: is there already and would be replaced. Choose another folder, or remove it.")
     record = files.read_object(save / RECORD)
     others = _others(save, record)
