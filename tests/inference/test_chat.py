@@ -109,7 +109,7 @@ def test_piped_lines_are_answered_by_a_real_process(folder, chat):
     expected = [chat.ask(HELLO), chat.ask(SUM)]
     done = subprocess.run(
         command(folder, "--greedy", "--max-new-tokens", "6", "--top-k", "3"),
-        input=f"{HELLO}\n\n{SUM}\n/exit\nmore\n",
+        input=f"{HELLO}\n\n{SUM}\n/exit now\nmore\n",
         capture_output=True,
         text=True,
         encoding="utf-8",

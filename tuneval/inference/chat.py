@@ -111,7 +111,7 @@ def run_chat(chat: Chat, lines: Iterator[str], show_speed: bool = False, heading
     for line in lines:
         line = line.strip()
         line = _WORDS.get(line.lower(), line)
-        if line == "/exit":
+        if line.split(maxsplit=1)[:1] == ["/exit"]:
             break
         try:
             if line.startswith("/"):
