@@ -49,6 +49,7 @@ def test_sample_with_trained_parts_between_brackets(made, capsys):
 def test_newline_after_the_end_and_no_end_at_all(made, capsys):
     assert "trained in 2 of 2 answers" in shown(capsys, made("--prompt-type", "qwen_lf"))
     text = shown(capsys, made("--prompt-type", "empty"))
+    assert "truncation: 0 over-long samples left out (no --seq-length)" in text
     assert "NOT TRAINED" in text and "end-of-turn token trained in 0 of 6 answers" in text
 
 

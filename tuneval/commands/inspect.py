@@ -58,10 +58,11 @@ def overview(
     if manifest is None:
         return [*lines, "truncation: unknown (no manifest: these files were not written by tuneval)"]
     cut = "cut" if manifest["packed"] == "neat-pack" else "left out"
+    limit = manifest.get("seq_length")
     skipped = "; ".join(f"{n} {reason}" for reason, n in manifest["skipped"].items()) or "none"
     return [
         *lines,
-        f"truncation: {manifest['over_long']} over-long samples {cut} (--seq-length {manifest.get('seq_length')})",
+        f"truncation: {manifest['over_long']} over-long samples {cut} ({f'--seq-length {limit}' if limit else 'no --seq-length'})",
         f"rows left out: {skipped} (of {manifest['input'].get('rows')})",
         f"template {manifest['prompt_type']} ({manifest['template_fingerprint'][:12]}), packed: {manifest['packed']}",
     ]
