@@ -505,7 +505,7 @@ def test_missing_model_and_data_are_told_at_once(tmp_path, capsys):
 
 def test_unknown_lora_targets_are_refused(model, data, tmp_path, capsys):
     words = arguments(model, data, tmp_path / "run", "--lora-target-modules", "q_proj", "k_porj")
-    assert "k_porj" in refuse(capsys, *words)
+    assert "k_porj: the blocks have no such linear layer; did you mean k_proj? Known: " in refuse(capsys, *words)
 
 
 def test_a_model_inside_the_run_folder_is_refused(model, data, tmp_path, capsys):

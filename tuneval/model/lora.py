@@ -205,9 +205,9 @@ def _resolve(names: Iterable[str], model: PreTrainedModel, problems: Problems) -
     choices = [*known, *megatron]
     for name in sorted(found - set(known)):
         nearest = difflib.get_close_matches(name, choices, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]}?" if nearest else "."
         problems.add(
-            f"--lora-target-modules {name}: the blocks have no such linear layer{hint}. Known: {', '.join(choices)}"
+            f"--lora-target-modules {name}: the blocks have no such linear layer{hint} Known: {', '.join(choices)}"
         )
     return tuple(sorted(found or known))
 
