@@ -217,3 +217,15 @@ def test_switches_are_off_unless_given():
     for section in vars(schema).values():
         if dataclasses.is_dataclass(section):
             assert [f.name for f in dataclasses.fields(section) if f.default is True] == [], section
+
+
+def test_paths_may_begin_with_the_home_folder_where_no_shell_replaces_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tune.yaml").write_text("save: ~/run\nlora_load: ~nobody-here/a\n", encoding="utf-8")
+    words = ["--load=~/m", "--data-path", "~", "--tokenizer-name-or-path=~/t", "--config", f"{tmp_path}/tune.yaml"]
+    config = flags.parse(schema.TuneConfig, words, "tuneval tune").config
+    assert (config.model.load, config.data.data_path) == (tmp_path / "m", tmp_path)
+    assert (config.save.save, config.model.tokenizer_name_or_path) == (tmp_path / "run", str(tmp_path / "t"))
+    assert str(config.lora.lora_load) == "~nobody-here/a"
+    runs = flags.parse(schema.ReportConfig, ["--runs", "~/a", "b"], "tuneval report").config.runs
+    assert [str(run) for run in runs] == [str(tmp_path / "a"), "b"]

@@ -24,6 +24,11 @@ def test_a_grid_and_a_listed_point(tmp_path):
     assert read(tmp_path, evaluate=None).objective == "validation_loss"
 
 
+def test_the_output_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read(tmp_path, output="~/runs/a").output == tmp_path / "runs/a"
+
+
 def test_a_list_alone(tmp_path):
     sweep = read(tmp_path, axes=None, points=[{"lr": 1e-4, "seed": 3}, {"name": "b", "lr": 2e-4}])
     assert labels(sweep) == ["lr=1e-4, seed=3", "b"]

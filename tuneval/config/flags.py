@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from dataclasses import dataclass, fields, is_dataclass
+import os
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +55,7 @@ def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
         config_type, prog=program, args=defaults + arguments, config=marker, return_unknown_args=True, add_help=True
     )
     facts, notices = _sort_out(unknown, [name.replace("_", "-") for name in flat_types(config_type)])
-    return Parsed(config, facts, notices)
+    return Parsed(_at_home(config), facts, notices)
 
 
 def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
@@ -156,6 +157,18 @@ def _flags_from_file(values: dict[str, Any], given: list[str]) -> list[str]:
         if of_key and of_key[0].partition("=")[0] not in on_the_line:
             words += of_key
     return words
+
+
+def _at_home(value: Any, name: str = "") -> Any:
+    """Paths with the home folder for ~: a shell leaves it in `--save=~/run` and between quotes, files have no shell."""
+    if is_dataclass(value):
+        return replace(value, **{f.name: _at_home(getattr(value, f.name), f.name) for f in fields(value)})
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    if isinstance(value, Path):
+        return Path(os.path.expanduser(value))
+    is_text_of_a_path = name == "tokenizer_name_or_path" and value is not None
+    return os.path.expanduser(value) if is_text_of_a_path else value
 
 
 def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_sweep(path: Path) -> Sweep:
     output = source.get("output")
     return Sweep(
         name=str(source.get("name") or path.stem),
-        output=None if output is None else Path(str(output)),
+        output=None if output is None else Path(os.path.expanduser(str(output))),
         base=base,
         axes=axes,
         points=tuple(points),
