@@ -29,6 +29,8 @@ from tuneval.wide_products import multiplies, widen_products
 
 # It warns of kernels for 4-bit products, which nothing here uses, as soon as peft, wherever it is installed, imports it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# It warns of a home folder where it can keep no list of fonts, which no figure here needs.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
 
@@ -122,3 +125,10 @@ def test_moving_mean_equals_the_definition():
 
 def test_moving_mean_of_nothing_finite():
     assert np.isnan(plots.moving_mean([math.nan, math.inf], 3)).all()
+
+
+def test_a_home_that_can_not_be_written_is_no_matter():
+    code = "from tuneval import runtime; import tuneval.report.plots"
+    environment = {**os.environ, "HOME": "/dev/null/home", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
