@@ -122,6 +122,13 @@ def test_every_bad_line_is_named_and_nothing_is_written(folder, tmp_path, capsys
     assert "line 1: " not in error and not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_file_of_something_else_is_told_in_a_dozen_lines(folder, tmp_path, capsys):
+    write_jsonl(tmp_path / "records.jsonl", [{"instruction": "a", "output": "b"}] * 1000)
+    assert run(folder, "--input", str(tmp_path / "records.jsonl")) == 2
+    error = capsys.readouterr().err
+    assert "line 12: must be an object with" in error and "line 13" not in error and "and 988 more lines" in error
+
+
 def test_an_adapter_on_top_answers_as_pefts_model(folder, tmp_path, capsys):
     """--lora-load on the base, and --load of the adapter alone, answer what peft's own model answers."""
     base = AutoModelForCausalLM.from_pretrained(folder)

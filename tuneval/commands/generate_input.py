@@ -18,7 +18,7 @@ def read_input(config: GenerateConfig) -> tuple[list[dict[str, Any]], list[list[
     """The rows of `--input` (or `--prompt` as one), and the messages of each.
 
     Raises:
-        UserError: the file can't be read or is empty, or rows of it are no conversations; all are named.
+        UserError: the file can't be read or is empty, or rows of it are no conversations; a dozen of them are named.
     """
     if config.input is None:
         rows, where = [{"prompt": config.prompt}], "--prompt"
@@ -35,6 +35,9 @@ def read_input(config: GenerateConfig) -> tuple[list[dict[str, Any]], list[list[
             problems.add(f"{where}: {messages}" if config.input is None else f"{where} {number}: {messages}")
         else:
             conversations.append(messages)
+    more = len(problems.messages) - 12
+    if more > 0:  # a file of something else has as many wrong lines as lines
+        problems.messages[12:] = [f"{config.input}: and {more} more lines"]
     problems.raise_if_any()
     return rows, conversations
 
