@@ -14,6 +14,7 @@ from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSource
 from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.load import load_model, load_tokenizer, open_adapter, open_source
+from tuneval.config.schema import MegatronLoraConfig
 from tuneval.errors import UserError
 
 IDS = torch.tensor([[5, 17, 99, 140, 3, 62]])
@@ -112,6 +113,14 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder, tmp_path):
         open_adapter(tmp_path / "deep", base)
     with pytest.raises(UserError, match=r"has 56, .* needs 40"):
         open_adapter(tmp_path / "wide", base)
+
+
+def test_what_is_stated_is_held_against_an_adapter_that_load_names(tiny_folder, tmp_path):
+    adapter_of(tiny_folder("qwen2"), tmp_path / "run/adapter")  # rank 3, alpha 7
+    for path in (tmp_path / "run", tmp_path / "run/adapter"):
+        with pytest.raises(UserError, match=r"--lora-r 8: the adapter in .* has 3"):
+            load_model(path, "fp32", stated=MegatronLoraConfig(lora_r=8, lora_alpha=7.0))
+        assert open_source(path, stated=MegatronLoraConfig(lora_r=3, lora_alpha=7.0)).factors.r == 3
 
 
 def test_run_folders(tiny_folder, tmp_path):

@@ -41,10 +41,10 @@ def open_source(
         path: a Hugging Face folder, a Megatron folder of any layout (the one with the tracker file, or one iter_*; its
             LoRA is merged), a run folder (its model/, or its adapter/ merged into the base), or an adapter folder.
         config_folder: config.json and tokenizer for a Megatron folder; it wins over what the folder carries.
-        stated: what the command line says of a Megatron LoRA.
+        stated: what the command line says of the adapter there.
 
     Raises:
-        UserError: nothing of the kind there; the text lists what was looked for.
+        UserError: nothing of the kind there (the text lists what was looked for), or an adapter other than stated.
     """
     path = Path(path)
     check_there(path)
@@ -53,7 +53,7 @@ def open_source(
         raise UserError(f"{path}: holds {' and '.join(both)}. Name one: {' or '.join(str(path / b) for b in both)}")
     for marker, opener in _OPENERS:
         if any(path.glob(marker)):
-            return open_megatron(path, config_folder, stated) if opener is open_megatron else opener(path)
+            return opener(path, config_folder, stated)
     if (path / "checkpoints").is_dir():
         raise UserError(f"{path}: a run that has not ended, so without a model yet. Repeat its command to finish it.")
     raise UserError(f"{path}: no checkpoint in it. Looked for {', '.join(m for m, _ in _OPENERS)}.")
@@ -163,16 +163,16 @@ def _base_of(adapter: Path) -> Source:
 
 
 _OPENERS = (
-    ("adapter_config.json", open_adapter),
-    ("model.safetensors*", HfSource),
-    ("pytorch_model.bin*", HfSource),
+    ("adapter_config.json", lambda folder, _, stated: open_adapter(folder, stated=stated)),
+    ("model.safetensors*", lambda folder, *_: HfSource(folder)),
+    ("pytorch_model.bin*", lambda folder, *_: HfSource(folder)),
     (TRACKER, open_megatron),
     ("mp_rank_*", open_megatron),
     ("iter_*", open_megatron),
-    ("model/config.json", lambda run: open_source(run / "model")),
-    ("adapter/adapter_config.json", lambda run: open_adapter(run / "adapter")),
+    ("model/config.json", lambda run, *_: open_source(run / "model")),
+    ("adapter/adapter_config.json", lambda run, _, stated: open_adapter(run / "adapter", stated=stated)),
 )
-"""File that tells a kind of folder -> what opens it."""
+"""File that tells a kind of folder -> what opens it, as `open_megatron` is called."""
 _RESULTS = {"model": "model/config.json", "adapter": "adapter/adapter_config.json"}
 """What a run ends with -> the file that shows it is there."""
 
