@@ -165,6 +165,8 @@ def test_bad_settings_are_named_together():
         assert part in str(error.value)
     with pytest.raises(UserError, match="did you mean linear_qkv"):
         hf_targets(["linear_kv"], tiny_config())
+    with pytest.raises(UserError, match=r"linear_qkv,linear_proj: .* layer; put spaces between the names, not commas"):
+        hf_targets(["linear_qkv,linear_proj"], tiny_config())
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,8 @@ def _resolve(names: Iterable[str], model: PreTrainedModel, problems: Problems) -
     for name in sorted(found - set(known)):
         nearest = difflib.get_close_matches(name, choices, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
+        if "," in name:
+            hint = "; put spaces between the names, not commas."
         problems.add(
             f"--lora-target-modules {name}: the blocks have no such linear layer{hint} Known: {', '.join(choices)}"
         )
