@@ -224,6 +224,13 @@ def test_of_two_number_types_none_is_passed_over(entry, given, told):
         read(entry, *f"--load m --task ceval --task-data-path d {given}".split())
 
 
+def test_no_temperature_names_the_task_that_decodes_so():
+    from tuneval.commands.inference_flags import check
+
+    with pytest.raises(UserError, match=r"--temperature 0\.0: must be positive; .*--task greedy"):
+        check(read("inference.py", "--load", ".", "--task", "do_sample", "--temperature", "0")[0])
+
+
 def test_a_number_type_in_our_spelling_is_not_told_as_fp32():
     config, said = read("inference.py", "--load", "m", "--dtype", "bf16")
     assert config.dtype == "bf16" and "fp32" not in said

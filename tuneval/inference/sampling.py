@@ -25,7 +25,11 @@ def add_problems(sampling: SamplingConfig, problems: Problems) -> None:
     """Add every flag out of range."""
     s = sampling
     problems.check(s.max_new_tokens >= 1, f"--max-new-tokens {s.max_new_tokens}: must be at least 1")
-    problems.check(s.temperature > 0, f"--temperature {s.temperature}: must be positive; --greedy takes the likeliest")
+    problems.check(
+        s.temperature > 0,
+        f"--temperature {s.temperature}: must be positive; greedy decoding takes the likeliest (--greedy, in inference.py "
+        "--task greedy)",
+    )
     problems.check(s.top_k >= 0, f"--top-k {s.top_k}: must be at least 0 (0: all tokens)")
     problems.check(0 < s.top_p <= 1, f"--top-p {s.top_p}: must be above 0 and at most 1")
     problems.check(0 <= s.seed < 2**63, f"--seed {s.seed}: must be from 0 to below 2**63")
