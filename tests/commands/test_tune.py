@@ -378,6 +378,7 @@ def test_the_labs_flags_act_or_say_why_not(model, data, tmp_path, capsys):
     assert cli.run("tune", [*LAB_SCRIPT.split(), *words, "--save", str(tmp_path / "run")]) == 0
     output = capsys.readouterr()
     assert "--use-flash-attn: no effect, the fastest attention of the device is always used" in output.err
+    assert "--initial-loss-scale 4096: no effect, only --fp16 scales the loss" in output.err
     assert "throughput per GPU (TFLOP/s/GPU): " in output.out and " validation loss" not in output.out
 
 

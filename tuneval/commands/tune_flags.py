@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from typing import Any
 
 from tuneval.checkpoints.paths import check_there
-from tuneval.config.schema import OptimStateConfig, TuneConfig
+from tuneval.config.schema import OptimStateConfig, PrecisionConfig, TuneConfig
 from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems
 
@@ -105,6 +105,18 @@ def check_state(optim: OptimStateConfig, dtype: str, problems: Problems) -> None
             value not in ("adam8bit", "bf16") or dtype == "bf16",
             f"--{flag} {value} --{dtype}: saves memory beside bf16 weights only; leave one of the two out",
         )
+
+
+_SCALING = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+
+
+def scaling_without_effect(precision: PrecisionConfig) -> list[str]:
+    """A notice of the loss scale's flags given (another value than the default) where no loss is scaled."""
+    given = [f.name for f in fields(precision) if f.name in _SCALING and getattr(precision, f.name) != f.default]
+    if precision.fp16 or not given:
+        return []
+    flags = ", ".join(f"--{name.replace('_', '-')} {getattr(precision, name):g}" for name in given)
+    return [f"{flags}: no effect, only --fp16 scales the loss"]
 
 
 def _check_ranges(config: TuneConfig, problems: Problems) -> None:

@@ -13,7 +13,7 @@ from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
 from tuneval.checkpoints.paths import holds_run
 from tuneval.commands.tune_adapter import open_earlier
-from tuneval.commands.tune_flags import check_flags, resolve
+from tuneval.commands.tune_flags import check_flags, resolve, scaling_without_effect
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
@@ -100,7 +100,7 @@ def make_plan(parsed: Parsed) -> Plan:
     problems.raise_if_any()
     if template is not None:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
-    for notice in without_effect(config.parallel, layout):
+    for notice in (*without_effect(config.parallel, layout), *scaling_without_effect(config.precision)):
         console.note(notice)
     return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, compiles, adapter)
 
