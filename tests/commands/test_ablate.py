@@ -207,6 +207,21 @@ def test_points_that_fail_at_once(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_an_exam_whose_answers_are_secret_fails(tmp_path, capsys):
+    """It ends well, but there is no score: the point is not done."""
+    shutil.copytree(ASSETS / "exam", tmp_path / "exam")
+    rows = (ASSETS / "exam" / "val" / "chemical_elements_val.csv").read_text(encoding="utf-8").splitlines()[:3]
+    (tmp_path / "exam" / "test").mkdir()
+    secret = "\n".join(row.rpartition(",")[0] for row in rows)
+    (tmp_path / "exam" / "test" / "chemical_elements_test.csv").write_text(secret, encoding="utf-8")
+    exam = {"task_data_path": str(tmp_path / "exam"), "split": "test", "shots": 0}
+    base = {"load": str(ASSETS / "model"), "fp32": True, "global_batch_size": 8, "train_iters": 1, "eval_iters": 0}
+    path = sweep_file(tmp_path, base=base, axes={"lora_r": [2]}, evaluate=exam, answers=None, points=None)
+    assert main(["ablate", str(path)]) == 1
+    outcome = read_json(tmp_path / "out" / "state" / "lora_r-2.evaluate.json")
+    assert outcome["status"] == "failed" and "answers of this split are secret" in outcome["error"]
+
+
 def test_other_files_are_left_alone(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -113,6 +113,8 @@ def test_equal_plans_have_equal_places(tmp_path):
         ({"preprocess": {"input": "a", "output_prefix": "b"}}, "preprocess: output_prefix: is chosen by the sweep"),
         ({"axes": {"data_size": [10]}}, "data_size: works on records; give a `preprocess` section"),
         ({"evaluate": {"shots": 0}}, "evaluate: task_data_path: give the exam"),
+        ({"evaluate": {"task_data_path": "e", "style": "official,lm_eval"}}, "evaluate: style official,lm_eval: .* give one style"),
+        ({"evaluate": {"task_data_path": "e", "style": "all"}}, "evaluate: style all: a sweep is judged by one score"),
         ({"evaluate": {"task_data_path": "e", "compare": "x"}}, "evaluate: compare: is chosen by the sweep"),
         ({"answers": {"greedy": True}}, "answers: prompts: give a list of texts"),
         ({"answers": {"prompts": "nowhere.jsonl"}}, "answers: prompts nowhere.jsonl: no such file"),

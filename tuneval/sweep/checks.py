@@ -11,6 +11,7 @@ from pathlib import Path
 from tuneval.config import flags, schema
 from tuneval.config.fields import flat_types
 from tuneval.errors import Problems, UserError
+from tuneval.evaluation.catalogue import ALL
 from tuneval.files import read_jsonl
 from tuneval.sweep.spec import DATA_KEYS, Sweep
 from tuneval.sweep.steps import Plan, preprocess_flags
@@ -94,6 +95,11 @@ def _check_needed(sweep: Sweep, problems: Problems) -> None:
             problems.check(has_input, "preprocess: input: give the records")
     if sweep.evaluate is not None:
         problems.check(sweep.evaluate.get("task_data_path"), "evaluate: task_data_path: give the exam's folder or zip")
+        style = str(sweep.evaluate.get("style") or "")
+        problems.check(
+            style != ALL and "," not in style,
+            f"evaluate: style {style}: a sweep is judged by one score; give one style",
+        )
     if sweep.answers is not None:
         _check_prompts(sweep.answers.get("prompts"), problems)
 

@@ -137,6 +137,8 @@ class Runner:
             status, error = _act(step.action)
         else:
             status, error = self._call(step, log, slot)
+        if status == DONE and not step.output.exists():
+            status, error = FAILED, f"{step.id} ended well but left no {step.output}{_why_not(step)}"
         progress.step_ended(step)
         name = str(log.relative_to(self.plan.folder)) if step.action is None else ""
         return self.state.record(step, status, time.monotonic() - started, error, name)
@@ -182,6 +184,14 @@ class Runner:
         if self.keep == "records":
             for name in ("model", "adapter", "mcore"):
                 shutil.rmtree(job.run / name, ignore_errors=True)
+
+
+def _why_not(step: Step) -> str:
+    """Why a command may have left no output."""
+    secret = step.kind == "evaluate" and (step.output.parent / "record.json").is_file()
+    return (
+        ": the right answers of this split are secret, so there is no score; choose another `split`" if secret else ""
+    )
 
 
 def _act(action: Callable[[], None]) -> tuple[str, str]:

@@ -131,7 +131,12 @@ def _axes(given: Any, path: Path, problems: Problems) -> dict[str, tuple[Level, 
         if isinstance(values, list):
             levels = [level_of(name, value) for value in values]
         elif isinstance(values, dict) and values.keys() <= RANGE_KEYS and {"min", "max"} <= values.keys():
-            axes[name] = (_Range(name, **{k: as_number(v) for k, v in values.items()}),)
+            bounds = {k: as_number(v) for k, v in values.items()}
+            wrong = _wrong_range(bounds)
+            if wrong:
+                problems.add(f"{path}: axes.{key}: {wrong}")
+            else:
+                axes[name] = (_Range(name, **bounds),)
             continue
         elif isinstance(values, dict) and all(isinstance(flags, dict) for flags in values.values()):
             levels = [
@@ -148,6 +153,25 @@ def _axes(given: Any, path: Path, problems: Problems) -> dict[str, tuple[Level, 
         problems.check(len(set(labels)) == len(labels), f"{path}: axes.{key}: holds the same value twice")
         axes[name] = tuple(levels)
     return axes
+
+
+def _wrong_range(bounds: dict[str, Any]) -> str:
+    """What is wrong with a range; "" where nothing is."""
+    for name in ("min", "max"):
+        if not _is_number(bounds[name]):
+            return f"{name} {bounds[name]}: must be a number"
+    for name in ("log", "whole"):
+        if not isinstance(bounds.get(name, False), bool):
+            return f"{name} {bounds[name]}: must be true or false"
+    if not bounds["min"] < bounds["max"]:
+        return f"min {bounds['min']}, max {bounds['max']}: min must be below max"
+    if bounds.get("log") and bounds["min"] <= 0:
+        return f"min {bounds['min']} with log: must be above 0"
+    return ""
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Range:
@@ -174,7 +198,7 @@ def _combine(axes: dict[str, tuple[Any, ...]], sample: Any, path: Path) -> list[
             raise UserError(f"{path}: axes.{ranges[0]} is a range: say with `sample: N` how many points to draw")
         return [_point(dict(zip(axes, levels))) for levels in itertools.product(*axes.values())]
     count, seed = (sample.get("count"), sample.get("seed", 0)) if isinstance(sample, dict) else (sample, 0)
-    if not isinstance(count, int) or count < 1 or not isinstance(seed, int):
+    if not _is_number(count, int) or count < 1 or not _is_number(seed, int):
         raise UserError(f"{path}: sample {sample}: give the number of points, or {{count: N, seed: S}}")
     generator = random.Random(seed)
     if ranges:
@@ -224,10 +248,14 @@ def _seeds(given: Any, base: dict[str, Any], path: Path, problems: Problems) -> 
     """The seeds of every point; [None]: the base's alone."""
     if given is None:
         return [None]
-    first = base.get("seed", 1234)
-    seeds = [first + i for i in range(given)] if isinstance(given, int) and not isinstance(given, bool) else given
+    first, seeds = base.get("seed", 1234), given
+    if _is_number(given, int):
+        if not _is_number(first, int):
+            problems.add(f"{path}: base: seed {first}: must be a whole number, seeds are counted up from it")
+            return [None]
+        seeds = [first + i for i in range(given)]
     right = (
-        isinstance(seeds, list) and seeds and all(isinstance(s, int) for s in seeds) and len(set(seeds)) == len(seeds)
+        isinstance(seeds, list) and seeds and all(_is_number(s, int) for s in seeds) and len(set(seeds)) == len(seeds)
     )
     problems.check(right, f"{path}: seeds {given}: give how many, or a list of different whole numbers")
     return seeds if right else [None]
