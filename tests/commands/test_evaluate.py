@@ -394,6 +394,22 @@ def test_an_earlier_result_is_checked_before_scoring(exam, tmp_path):
         evaluate(replace(config, shots=2, compare=(limited(exam, tmp_path),)))
 
 
+def test_an_earlier_result_of_another_chat_template_is_told_before_scoring(exam, tmp_path, monkeypatch):
+    model = resources.files("tuneval.assets") / "model"
+    config = EvaluateConfig(
+        load=Path(str(model)), task_data_path=exam, style="lm_eval_chat", shots=0, limit=1, dtype="fp32",
+        output=tmp_path / "a", subjects="law",
+    )  # fmt: skip
+    (first,) = evaluate(config)
+    path = tmp_path / "a" / "results.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(first.template_fingerprint, "00" * 32), encoding="utf-8")
+    monkeypatch.setattr("tuneval.commands.evaluate.score_exam", lambda *_: pytest.fail("scored"))
+    with pytest.raises(
+        UserError, match=r"chat template: 000000000000 in .*a, .* in this call; score both with the same"
+    ):
+        evaluate(replace(config, output=tmp_path / "b", compare=(tmp_path / "a",)))
+
+
 def test_a_result_is_not_compared_with_itself(exam, tmp_path):
     run(exam, tmp_path / "earlier")
     (tmp_path / "file").write_text("")

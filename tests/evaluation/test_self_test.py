@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import pytest
 from tiny_exams import tiny_exam
 
+from tuneval import console
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import STYLES
 from tuneval.evaluation.self_test import self_test, trivial_questions
@@ -43,6 +47,26 @@ def test_a_model_that_reads():
     found = run(Reads())
     assert (found.trivial, found.trivial_right, found.largest_batch_difference) == (4, 4, 0.0)
     assert run(Reads(), "oc_gen").largest_batch_difference is None
+
+
+@pytest.mark.parametrize("style", ["official", "lm_eval", "oc_gen"])
+def test_it_shows_progress(monkeypatch, style):
+    """With a style of long replies it takes minutes."""
+    shown, done = [], []
+
+    @contextmanager
+    def bar(label, total):
+        shown.append((label, total))
+        yield SimpleNamespace(advance=done.append)
+
+    class Counts(Reads):
+        def letters(self, prompts, targets, scored):
+            scored(len(prompts))
+            return super().letters(prompts, targets, scored)
+
+    monkeypatch.setattr(console, "progress_bar", bar)
+    run(Counts(), style)
+    assert shown == [("self-test", 5)] and sum(done) == 5
 
 
 def test_a_model_that_does_not():

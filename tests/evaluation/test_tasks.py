@@ -59,6 +59,13 @@ def test_folder_and_zip_read_alike(exam):
     assert load_ceval(zipped(exam, "ceval/exam/"), "val", shots=5) == a
 
 
+def test_files_that_macos_leaves_are_no_subjects(exam):
+    """On a disk that is not its own it writes `._NAME` beside NAME."""
+    read = load_ceval(exam)
+    (exam / "val/._law_val.csv").write_bytes(b"\0\5\x16\7")
+    assert load_ceval(exam) == load_ceval(zipped(exam)) == load_ceval(zipped(exam, "exam/")) == read
+
+
 def test_hash_follows_the_content(exam):
     before = load_ceval(exam, "val").data_sha256
     assert load_ceval(exam, "val", ("law",)).data_sha256 != before

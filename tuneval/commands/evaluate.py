@@ -24,7 +24,7 @@ from tuneval.evaluation.units import Ranks
 from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
 from tuneval.report import tables
-from tuneval.report.comparison import check_comparable, compare_results
+from tuneval.report.comparison import check_comparable, check_same_template, compare_results
 from tuneval.report.records import EvalResult, write_record
 
 
@@ -68,6 +68,8 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     template = _template(loaded, config, [e.style for e in examinations])
     if template is None:
         examinations = _without_template(examinations, config)
+    for earlier in config.compare:
+        check_same_template(earlier, examinations[0].with_template(template).template_fingerprint)
     decoder = Decoder(loaded.model).eval()
     scorer = ModelScorer(loaded, decoder, template, config.batch_tokens)
     training = measure(examinations[0].exam, config.train_data, loaded.tokenizer) if config.train_data else None

@@ -17,7 +17,7 @@ MAPPING = "subject_mapping.json"
 class ExamFiles:
     """The files of an exam by their names below its root, whether it is a folder or a zip.
 
-    A zip may hold everything below further folders; archive leftovers such as `__MACOSX` are passed over.
+    A zip may hold everything below further folders; what macOS leaves (`__MACOSX`, a `._NAME` beside NAME) is passed over.
 
     Args:
         path: folder or zip.
@@ -32,7 +32,12 @@ class ExamFiles:
         self._zip: zipfile.ZipFile | None = None
         known = [*patterns, re.escape(MAPPING)]
         if self.path.is_dir():
-            found = [p for depth in ("*", "*/*") for p in sorted(self.path.glob(depth)) if p.is_file()]
+            found = [
+                p
+                for depth in ("*", "*/*")
+                for p in sorted(self.path.glob(depth))
+                if p.is_file() and not p.name.startswith("._")
+            ]
             names = {p.relative_to(self.path).as_posix(): str(p) for p in found}
             self._members = {n: p for n, p in names.items() if any(re.fullmatch(k, n) for k in known)}
         elif self.path.is_file():
@@ -45,7 +50,7 @@ class ExamFiles:
             self._zip = zipfile.ZipFile(self.path)
         except zipfile.BadZipFile:
             raise UserError(f"--task-data-path {self.path}: not a zip file; give the exam's folder or zip") from None
-        names = [n for n in self._zip.namelist() if not n.startswith("__MACOSX/") and not n.endswith("/")]
+        names = [n for n in self._zip.namelist() if not n.endswith("/") and not re.match(r"__MACOSX/|(.*/)?\._", n)]
         layout = re.compile(rf"((?:.*/)?)(?:{'|'.join(patterns)})")
         roots = {m[1] for n in names if (m := layout.fullmatch(n))}
         if len(roots) > 1:

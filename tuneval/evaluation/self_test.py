@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from tuneval import console
 from tuneval.errors import UserError
 from tuneval.evaluation.decisions import Answer, Reply, Scorer
 from tuneval.evaluation.exam import Exam, Question
@@ -45,8 +46,9 @@ def self_test(scorer: Scorer, style: Style, exam: Exam, shots: int, chat: bool, 
     asked = prompts(style, replace(exam, questions={subject: tuple(questions)}, subjects={subject: exam.subjects[subject]}),
                     subject, shots, chat)  # fmt: skip
     decision = style.decision_for(shots)
-    together = decision.answers(scorer, asked, questions, lambda n: None)
-    alone = decision.answers(scorer, asked[2:3], questions[2:3], lambda n: None)[0]
+    with console.progress_bar("self-test", len(questions) + 1) as bar:  # replies of 512 tokens take minutes
+        together = decision.answers(scorer, asked, questions, bar.advance)
+        alone = decision.answers(scorer, asked[2:3], questions[2:3], bar.advance)[0]
     difference = None if isinstance(decision, Reply) else _difference(together[2], alone, dtype)
     if isinstance(decision, Reply) and dtype == "fp32" and together[2].response != alone.response:
         raise UserError(

@@ -85,6 +85,17 @@ def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked) -> Non
     _check_questions(str(earlier), _asked(rows), "this call", asked)
 
 
+def check_same_template(earlier: Path, fingerprint: str | None) -> None:
+    """The same of the chat template, which the model decides: whether an earlier result was asked through this one.
+
+    Raises:
+        UserError: it was not.
+    """
+    problems, result = Problems(), read_result(_folder(earlier) / "results.json")
+    _check_template(str(earlier), result.template_fingerprint, "this call", fingerprint, problems)
+    problems.raise_if_any()
+
+
 _FIGURES = ("n", "a_accuracy", "b_accuracy", "difference", "low", "high", "a_only", "b_only", "p_value")
 Key = tuple[str, str]
 """Subject and id of a question."""
@@ -115,12 +126,15 @@ def _check_same(a: Path, result_a: EvalResult, b: Path, result_b: EvalResult) ->
     for name in SAME:
         x, y = getattr(result_a, name), getattr(result_b, name)
         problems.check(x == y, f"{name}: {x} in {a}, {y} in {b}; score both with the same")
-    x, y = result_a.template_fingerprint, result_b.template_fingerprint
-    problems.check(
-        x == y,
-        f"chat template: {str(x)[:12]} in {a}, {str(y)[:12]} in {b}; score both with the same --prompt-type",
-    )
+    _check_template(str(a), result_a.template_fingerprint, str(b), result_b.template_fingerprint, problems)
     problems.raise_if_any()
+
+
+def _check_template(a: str, of_a: str | None, b: str, of_b: str | None, problems: Problems) -> None:
+    problems.check(
+        of_a == of_b,
+        f"chat template: {str(of_a)[:12]} in {a}, {str(of_b)[:12]} in {b}; score both with the same --prompt-type",
+    )
 
 
 def _asked(rows: Rows) -> Asked:
