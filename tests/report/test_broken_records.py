@@ -114,6 +114,13 @@ def test_a_run_record_without_most_of_its_values(tmp_path):
     assert "not recorded" in page_of(tmp_path, run)
 
 
+def test_a_loss_reduction_that_is_not_known(tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    record = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    rewrite(run / "config.json", config={**record["config"], "loss_reduction": "median"})
+    assert "how it is averaged is not recorded" in page_of(tmp_path, run)
+
+
 def test_a_validation_loss_that_is_no_number(tmp_path):
     run = make_run(tmp_path / "run", steps=40)
     rows = make_validations(40)

@@ -31,7 +31,7 @@ def training_section(gathered: Gathered, t: Words) -> Section:
 
 def _figures(runs: list[tuple[int, Run]], t: Words):
     weights = dict.fromkeys(run.record.config.get("loss_reduction", "token") or "unknown" for _, run in runs)
-    loss_notes = [t(f"fig_per_{weight}") for weight in weights]
+    loss_notes = [t(f"fig_per_{weight}" if t.has(f"fig_per_{weight}") else "fig_per_unknown") for weight in weights]
     loss_notes.append(t("fig_points") if any(run.validations for _, run in runs) else t("fig_no_points"))
     yield _curve_figure("loss", runs, lambda s: s.loss, "{:g}".format, t, notes=loss_notes, smooth=True)
     yield _curve_figure("lr", runs, lambda s: s.lr, spell.rate, t, split=True, from_zero=True)
