@@ -4,10 +4,10 @@ import pytest
 import torch
 import transformers
 from conftest import VOCAB, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig
 
 from tuneval.errors import UserError
-from tuneval.model.build import build_model
+from tuneval.model.build import build_model, empty_model
 
 FAMILIES = ["qwen2", "qwen3", "llama", "mistral"]
 IDS = torch.arange(40)[None] * 7 % VOCAB
@@ -85,6 +85,14 @@ def test_a_model_that_generates_nothing_is_refused():
 
     with pytest.raises(UserError, match="clip_vision_model"):
         build_model(CLIPVisionConfig(), lambda name: torch.zeros(1), torch.float32)
+
+
+def test_a_model_that_chooses_among_its_own_attentions_is_refused():
+    config = GPTNeoConfig(
+        hidden_size=48, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=6, vocab_size=160
+    )
+    with pytest.raises(UserError, match="model type gpt_neo: transformers has no place for another attention"):
+        empty_model(config, torch.float32)
 
 
 def test_weights_can_go_to_meta_free_of_reads_of_tied_names():

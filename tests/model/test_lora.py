@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import VOCAB, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from tuneval.errors import UserError
 from tuneval.model.adapter import read_peft
@@ -167,6 +167,13 @@ def test_bad_settings_are_named_together():
         hf_targets(["linear_kv"], tiny_config())
     with pytest.raises(UserError, match=r"linear_qkv,linear_proj: .* layer; put spaces between the names, not commas"):
         hf_targets(["linear_qkv,linear_proj"], tiny_config())
+
+
+@pytest.mark.parametrize("names", [[], ["c_attn"]])
+def test_a_model_without_such_layers_is_named(names):
+    with pytest.raises(UserError, match="^model type gpt2: its blocks have no linear layers") as refused:
+        hf_targets(names, GPT2Config(n_embd=48, n_head=6, n_layer=2, vocab_size=160))
+    assert "problems" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

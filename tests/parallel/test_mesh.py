@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import tiny_config
+from transformers import GPT2Config
 
 from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
@@ -97,6 +98,15 @@ def test_a_size_that_does_not_fit_names_those_that_would(world_size, sizes, said
 def test_every_process_holds_rows():
     messages = refusals(6, tensor_model_parallel_size=6, model={"intermediate_size": 4, "vocab_size": 5})
     assert ["FFN rows" in messages[0], "words" in messages[1]] == [True, True]
+
+
+def test_a_model_without_these_sizes_stays_whole():
+    gpt2 = GPT2Config(n_embd=48, n_head=6, n_layer=4)
+    problems = Problems()
+    assert make_layout(ParallelConfig(), gpt2, 2, problems).data == 2
+    assert not problems.messages
+    make_layout(ParallelConfig(tensor_model_parallel_size=2), gpt2, 2, problems)
+    assert problems.messages == ["--tensor-model-parallel-size 2: model type gpt2 can't be cut so. Choose 1"]
 
 
 def test_all_problems_at_once():

@@ -56,7 +56,7 @@ def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     """The model of a config on `meta`: names and shapes, no values.
 
     Raises:
-        UserError: transformers has no causal language model of this type.
+        UserError: transformers has no causal language model of this type, or one that chooses among its own attentions.
     """
     config = copy.deepcopy(hf_config)  # transformers writes dtype and attention into it
     try:
@@ -66,6 +66,13 @@ def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
         kind = getattr(hf_config, "model_type", type(hf_config).__name__)
         raise UserError(
             f"model type {kind}: transformers can't build it as a causal language model ({error})"
+        ) from None
+    except KeyError as error:
+        if error.args != (attention.NAME,):
+            raise
+        raise UserError(
+            f"model type {hf_config.model_type}: transformers has no place for another attention in it; this architecture "
+            "is not supported"
         ) from None
     make_frugal(model)
     return model

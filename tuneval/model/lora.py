@@ -203,6 +203,12 @@ def _resolve(names: Iterable[str], model: PreTrainedModel, problems: Problems) -
     known, megatron = _block_linears(model), megatron_targets()
     found = {name for given in names for name in (hf_modules(given) if given in megatron else (given,))}
     choices = [*known, *megatron]
+    if not known:
+        problems.add(
+            f"model type {model.config.model_type}: its blocks have no linear layers by the names that LoRA looks for; "
+            "this architecture can be chatted with, not tuned"
+        )
+        return ()
     for name in sorted(found - set(known)):
         nearest = difflib.get_close_matches(name, choices, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."

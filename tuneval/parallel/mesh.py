@@ -226,8 +226,14 @@ def _check_choices(parallel: ParallelConfig, problems: Problems) -> None:
 def _check_tensor(tp: int, hf_config: Any, problems: Problems) -> None:
     """Every process must hold a head, a row of the FFN and one of the vocabulary.
 
-    Nothing has to divide: for heads see `parallel.heads`; of rows the last process holds fewer.
+    Nothing has to divide: for heads see `parallel.heads`; of rows the last process holds fewer. A model that stays whole need
+    not say its sizes: GPT-2 does not.
     """
+    if tp == 1:
+        return
+    if not hasattr(hf_config, "intermediate_size"):
+        problems.add(f"{TP_FLAG} {tp}: model type {hf_config.model_type} can't be cut so. Choose 1")
+        return
     heads = hf_config.num_attention_heads
     problems.check(
         tp <= heads,
