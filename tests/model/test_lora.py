@@ -171,7 +171,7 @@ def test_bad_settings_are_named_together():
 
 @pytest.mark.parametrize("names", [[], ["c_attn"]])
 def test_a_model_without_such_layers_is_named(names):
-    with pytest.raises(UserError, match="^model type gpt2: its blocks have no linear layers") as refused:
+    with pytest.raises(UserError, match=r"^model type gpt2: its blocks have no linear layers") as refused:
         hf_targets(names, GPT2Config(n_embd=48, n_head=6, n_layer=2, vocab_size=160))
     assert "problems" not in str(refused.value)
 
@@ -180,6 +180,9 @@ def test_a_model_without_such_layers_is_named(names):
     "changes, words",
     [
         ({"use_dora": True}, "DoRA"),
+        ({"alora_invocation_tokens": [3, 4]}, "activation by a text"),
+        ({"init_lora_weights": "pissa_niter_4"}, "started as pissa_niter_4 .*, which changed the weights under it"),
+        ({"init_lora_weights": "olora"}, "started as olora"),
         ({"bias": "all"}, "trained biases"),
         ({"modules_to_save": ["lm_head"]}, "whole modules"),
         ({"rank_pattern": {"q_proj": 2}}, "a rank for each layer"),

@@ -134,7 +134,10 @@ _UNSUPPORTED: dict[str, Any] = {
     "fan_in_fan_out": "transposed weights",
     "trainable_token_indices": "trained tokens",
     "target_parameters": "adapters of bare parameters",
+    "alora_invocation_tokens": "activation by a text",
 }
+_CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways of starting an adapter that take what it starts with out of the weights under it: B A is no difference to the model."""
 
 
 def _check_peft(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -150,6 +153,12 @@ def _check_peft(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]
     for key, what in _UNSUPPORTED.items():
         if config.get(key) not in (None, False, {}, [], "none"):
             problems.add(f"{folder}: uses {what} ({key}), which can't be merged here. Merge it with peft first.")
+    start = config.get("init_lora_weights")
+    problems.check(
+        not str(start).lower().startswith(_CHANGES_THE_BASE),
+        f"{folder}: started as {start} (init_lora_weights), which changed the weights under it. Save it in peft with "
+        "path_initial_model_for_weight_conversion, or merge it with peft first.",
+    )
     r, alpha = config.get("r"), config.get("lora_alpha")
     problems.check(type(r) is int and r >= 1, f"{folder}/{CONFIG_FILE}: r is {r!r}, not a rank from 1 on")
     usable = type(alpha) in (int, float) and math.isfinite(alpha)
