@@ -167,8 +167,9 @@ def _at_home(value: Any, name: str = "") -> Any:
         return tuple(map(_at_home, value))
     if isinstance(value, Path):
         return Path(os.path.expanduser(value))
-    is_text_of_a_path = name == "tokenizer_name_or_path" and value is not None
-    return os.path.expanduser(value) if is_text_of_a_path else value
+    if isinstance(value, str) and name in ("tokenizer_name_or_path", "output_prefix"):  # text: an id, a / at the end
+        return os.path.expanduser(value)
+    return value
 
 
 def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
