@@ -138,3 +138,10 @@ def test_a_failing_step_ends_it(tmp_path, capsys):
     streams = capsys.readouterr()
     assert "no checkpoint in it" in streams.err and "\n2/" not in streams.out
     assert read_json(tmp_path / "q" / "quickstart.json")["steps"] == {}
+
+
+def test_a_stopped_step_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneval.commands.tune.main", lambda parsed: 130)
+    with pytest.raises(SystemExit) as left:
+        quickstart.run(quickstart.Command(words=("tune", "--load", "m", "--data-path", "d", "--save", str(tmp_path))))
+    assert left.value.code == 130

@@ -239,11 +239,14 @@ def run(command: Command) -> None:
 
     Raises:
         UserError: what the command raises, or that it reported a failure.
+        SystemExit: it was stopped by Ctrl-C or SIGTERM, and has said so.
     """
     name, *words = command.words
     parsed = flags.parse(getattr(schema, f"{name.capitalize()}Config"), words, program=f"tuneval {name}")
     with _as_typed(command):
         status = import_module(f"tuneval.commands.{name}").main(parsed) or 0
+    if status in (130, 143):
+        sys.exit(status)
     if status:
         raise UserError(f"this step failed (status {status}): {command}")
 
