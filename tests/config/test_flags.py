@@ -227,5 +227,7 @@ def test_paths_may_begin_with_the_home_folder_where_no_shell_replaces_it(monkeyp
     assert (config.model.load, config.data.data_path) == (tmp_path / "m", tmp_path)
     assert (config.save.save, config.model.tokenizer_name_or_path) == (tmp_path / "run", str(tmp_path / "t"))
     assert str(config.lora.lora_load) == "~nobody-here/a"
+    words = ["--input", "x", "--tokenizer-name-or-path", "~", "--output-prefix=~/p/"]
+    assert flags.parse(schema.PreprocessConfig, words, "tuneval preprocess").config.output_prefix == f"{tmp_path}/p/"
     runs = flags.parse(schema.ReportConfig, ["--runs", "~/a", "b"], "tuneval report").config.runs
     assert [str(run) for run in runs] == [str(tmp_path / "a"), "b"]
