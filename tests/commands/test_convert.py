@@ -143,6 +143,7 @@ def test_the_checkpoint_being_read_is_kept_wherever_its_config_lies(load, tiny_f
     "to, flags, words",
     [
         ("hf", layout(2, 1), "--target-tensor-parallel-size 2: describes a Megatron checkpoint. Leave it out, or give --to mcore"),
+        ("hf", ("--transformer-impl", "transformer_engine"), "--transformer-impl transformer_engine: describes a Megatron"),
         ("hf", ("--num-layer-list", "3,1"), "--num-layer-list 3,1: describes"),
         ("hf", ("--make-vocab-size-divisible-by", 8), "--make-vocab-size-divisible-by 8: describes"),
         ("hf", ("--keep-lora",), "--keep-lora: is Megatron's form"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import token_files
+
 from tuneval import cli
 
 
@@ -14,3 +16,12 @@ def test_a_run_folder_is_taken_as_tune_takes_it(tiny_folder, tmp_path, capsys):
     (run / "config.json").write_text(json.dumps({"schema_version": 1}), encoding="utf-8")
     assert cli.run("plan", ["--load", str(run), "--seq-length", "16", "--global-batch-size", "1"]) == 0
     assert "a step: 1 samples, 16 tokens" in capsys.readouterr().out
+
+
+def test_steps_are_those_that_tune_makes_of_the_training_split(tiny_folder, tmp_path, capsys):
+    token_files.write(tmp_path / "d", [token_files.sample(i, 8) for i in range(100)])
+    words = ["--load", str(tiny_folder()), "--data-path", str(tmp_path / "d"), "--global-batch-size", "7"]
+    assert cli.run("plan", words) == 0
+    assert "the run: 14 steps" in capsys.readouterr().out  # 98 of the 100 samples
+    assert cli.run("plan", [*words, "--global-batch-size", "11", "--train-epochs", "2"]) == 0
+    assert "the run: 17 steps" in capsys.readouterr().out  # of all 100 it would be 18

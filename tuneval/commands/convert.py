@@ -15,6 +15,7 @@ from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source, s
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import padded_size
 from tuneval.config import flags
+from tuneval.config.schema import ConvertConfig, ExportConfig
 from tuneval.console import note, out
 from tuneval.errors import Problems, UserError
 from tuneval.model.lora import write_peft
@@ -34,7 +35,7 @@ def main(parsed: flags.Parsed) -> int:
     return 0
 
 
-def check_source(config: Any, source: Source) -> None:
+def check_source(config: ConvertConfig | ExportConfig, source: Source) -> None:
     """Raise one UserError for every flag that contradicts what is read."""
     problems = Problems()
     problems.check(
@@ -71,11 +72,10 @@ def _base_folder(source: AdapterSource) -> Path:
     return getattr(source.base, "iteration_folder", source.base.folder)
 
 
-def convert(source: Source, config: Any, command: str = "convert") -> None:
-    """Write `source` as `config` says (ConvertConfig, or ExportConfig, which lacks some fields), and report it."""
+def convert(source: Source, config: ConvertConfig, command: str = "convert") -> None:
+    """Write `source` as `config` says, and report it."""
     started = time.monotonic()
-    dtype_name = getattr(config, "params_dtype", None)
-    dtype = runtime.DTYPES[dtype_name] if dtype_name else None
+    dtype = runtime.DTYPES[config.params_dtype] if config.params_dtype else None
     record = {
         "command": command,
         "config": flags.to_dict(config),
@@ -88,13 +88,11 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
             config.target_tensor_parallel_size,
             config.target_pipeline_parallel_size,
             config.num_layer_list,
-            getattr(config, "num_layers_per_virtual_pipeline_stage", None),
+            config.num_layers_per_virtual_pipeline_stage,
         )
         _warn_of_trainers(source.config, layout.tp)
         weights, lora = _lora_form(source, config)
-        vocabulary = padded_size(
-            source.config.vocab_size, getattr(config, "make_vocab_size_divisible_by", 1), layout.tp
-        )
+        vocabulary = padded_size(source.config.vocab_size, config.make_vocab_size_divisible_by, layout.tp)
         to_mcore(
             weights,
             config.save,
@@ -108,7 +106,7 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
         )
         written = f"Megatron, {layout}"
     else:
-        to_hf(source, config.save, dtype, int(getattr(config, "max_shard_size_gib", 4.0) * 2**30), record)
+        to_hf(source, config.save, dtype, int(config.max_shard_size_gib * 2**30), record)
         written = "Hugging Face"
     size, seconds = size_of(source) / 2**30, time.monotonic() - started
     out.print(
@@ -116,7 +114,7 @@ def convert(source: Source, config: Any, command: str = "convert") -> None:
     )
 
 
-def _lora_form(source: Source, config: Any) -> tuple[Source, LoraForm | None]:
+def _lora_form(source: Source, config: ConvertConfig) -> tuple[Source, LoraForm | None]:
     """What to write: weights (an adapter merged into them), or the weights under the adapter and the adapter."""
     if not (config.keep_lora or config.lora_ckpt_filter):
         return source, None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from tuneval.checkpoints.paths import check_there
+from tuneval.config.schema import ConvertConfig
 from tuneval.errors import Problems, UserError
 
 _ONLY: dict[str, tuple[tuple[str, ...], str]] = {
@@ -16,6 +16,7 @@ _ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "num_layer_list": (("mcore",), "describes a Megatron checkpoint"),
     "num_layers_per_virtual_pipeline_stage": (("mcore",), "describes a Megatron checkpoint"),
     "make_vocab_size_divisible_by": (("mcore",), "describes a Megatron checkpoint"),
+    "transformer_impl": (("mcore",), "describes a Megatron checkpoint"),
     "keep_lora": (("mcore",), "is Megatron's form; --to peft takes an adapter out alone"),
     "lora_ckpt_filter": (("mcore",), "is Megatron's form; --to peft takes an adapter out alone"),
     "max_shard_size_gib": (("hf",), "is the size of a safetensors file; a Megatron rank is one file"),
@@ -24,12 +25,8 @@ _ONLY: dict[str, tuple[tuple[str, ...], str]] = {
 """Flag -> (the `--to` it acts for, why)."""
 
 
-def check(config: Any) -> None:
-    """Raise one UserError for every flag out of range, or given for a direction in which it would do nothing.
-
-    Args:
-        config: ConvertConfig or ExportConfig, which has fewer flags.
-    """
+def check(config: ConvertConfig) -> None:
+    """Raise one UserError for every flag out of range, or given for a direction in which it would do nothing."""
     problems = Problems()
     for field in fields(config):
         value = getattr(config, field.name)
@@ -38,10 +35,10 @@ def check(config: Any) -> None:
             flag = f"--{field.name.replace('_', '-')}" + ("" if value is True else f" {value}")
             told = " or ".join(f"--to {t}" for t in targets)
             problems.check(config.to in targets, f"{flag}: {why}. Leave it out, or give {told}")
-    size = getattr(config, "max_shard_size_gib", 1.0)
+    size = config.max_shard_size_gib
     problems.check(0 < size < math.inf, f"--max-shard-size-gib {size}: must be above 0")
     for name in ("make_vocab_size_divisible_by", "num_layers_per_virtual_pipeline_stage"):
-        value = getattr(config, name, None)
+        value = getattr(config, name)
         problems.check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1")
     problems.attempt(lambda: check_there(config.load))
     if config.to == "peft":

@@ -13,7 +13,7 @@ from tuneval import console, runtime
 from tuneval.checkpoints.load import Loaded, load_model
 from tuneval.commands.number_type import tell_slow_type
 from tuneval.config import flags
-from tuneval.config.schema import EvaluateConfig
+from tuneval.config.schema import EvaluateConfig, EvaluationConfig
 from tuneval.data.batches import deal
 from tuneval.data.template import Template
 from tuneval.errors import UserError
@@ -90,7 +90,7 @@ def load(config: EvaluateConfig) -> Loaded:
         config.dtype,
         config.lora_load,
         config.tokenizer_name_or_path,
-        getattr(config, "lora", None),
+        config.lora if isinstance(config, EvaluationConfig) else None,
         config.shard.tensor_model_parallel_size,
     )
 

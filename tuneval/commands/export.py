@@ -8,6 +8,7 @@ from pathlib import Path
 from tuneval import files
 from tuneval.checkpoints.load import AdapterSource, open_source
 from tuneval.commands.convert import check_source, convert, write_adapter
+from tuneval.commands.export_flags import as_conversion
 from tuneval.config import flags
 from tuneval.console import out
 from tuneval.errors import UserError
@@ -32,7 +33,7 @@ def main(parsed: flags.Parsed) -> int:
             )
         write_adapter(source, config.save)
     else:
-        convert(source, config, command="export")
+        convert(source, as_conversion(config), command="export")
     return 0
 
 

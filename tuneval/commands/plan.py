@@ -12,8 +12,8 @@ from tuneval.checkpoints.paths import holds_run
 from tuneval.commands.plan_flags import memory_bytes
 from tuneval.commands.plan_report import as_json, print_plan, print_suggestion
 from tuneval.config.flags import Parsed, check_model_facts
-from tuneval.config.schema import PlanConfig
-from tuneval.data.batches import SftDataset
+from tuneval.config.schema import DataConfig, PlanConfig
+from tuneval.data.batches import SftDataset, split_borders
 from tuneval.errors import Problems, UserError
 from tuneval.files import write_json
 from tuneval.model.lora import LoraSettings, hf_targets
@@ -103,9 +103,8 @@ def _job(config: PlanConfig, hf_config: Any, targets: tuple[str, ...]) -> tuple[
         lengths = SftDataset(config.data_path).lengths
         lengths = lengths.clip(max=config.seq_length) if config.seq_length else lengths
         longest, mean, samples = int(lengths.max()), float(lengths.mean()), len(lengths)
-    train_iters = batch.train_iters
-    if train_iters is None and samples is not None:
-        train_iters = max(1, int((batch.train_epochs or 1.0) * samples / batch.global_batch_size + 1e-9))
+    # As `tune` counts them where it is given no --split.
+    train_iters = batch.train_iters if samples is None else batch.steps(split_borders(samples, DataConfig.split)[1])
     settings = LoraSettings(lora.rank, lora.alpha, lora.lora_dropout, targets, lora.lora_shared_a)
     job = Job(
         hf_config=hf_config,

@@ -22,10 +22,7 @@ def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfi
         train_samples: samples of the training split.
     """
     batch, optim, data, lora = config.batch, config.optim, config.data, config.lora
-    train_iters = batch.train_iters
-    if train_iters is None:
-        epochs = 1.0 if batch.train_epochs is None else batch.train_epochs
-        train_iters = max(1, math.floor(epochs * train_samples / batch.global_batch_size + 1e-9))
+    train_iters = batch.steps(train_samples)
     limit = getattr(hf_config, "max_position_embeddings", None)
     seq_length = data.seq_length or limit or 4096
     if lora.enabled:

@@ -79,7 +79,7 @@ def _convert(words: Words) -> tuple[str, str]:
     words.give("to", "mcore" if written == "mg" else "hf")
     if written == "hf":
         layout = "target-tensor-parallel-size target-pipeline-parallel-size num-layer-list make-vocab-size-divisible-by"
-        dropped = words.drop(*layout.split(), "num-layers-per-virtual-pipeline-stage")
+        dropped = words.drop(*layout.split(), "num-layers-per-virtual-pipeline-stage", "transformer-impl")
         if dropped:
             words.note(
                 f"{', '.join(dropped)}: no effect, a Hugging Face folder has no layout, and the source's is read"

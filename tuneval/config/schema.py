@@ -6,6 +6,7 @@ Nothing here imports torch: `tuneval --help` must answer at once.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -165,6 +166,13 @@ class BatchConfig:
     """Optimizer steps. Default: `--train-epochs`."""
     train_epochs: float | None = None
     """Passes over the training samples, where `--train-iters` is not given. Default: 1."""
+
+    def steps(self, train_samples: int) -> int:
+        """Optimizer steps: those given, else the whole ones that the epochs over so many samples have; at least one."""
+        if self.train_iters is not None:
+            return self.train_iters
+        epochs = 1.0 if self.train_epochs is None else self.train_epochs
+        return max(1, math.floor(epochs * train_samples / self.global_batch_size + 1e-9))
 
 
 @dataclass(frozen=True, kw_only=True)

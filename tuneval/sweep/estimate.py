@@ -63,16 +63,14 @@ def tune_config(job: Job) -> schema.TuneConfig:
 
 def planned(config: schema.TuneConfig) -> tuple[int | None, int | None]:
     """Optimizer steps and tokens of a tuning."""
+    from tuneval.data.batches import split_borders  # which imports torch
+
     manifest = Path(f"{config.data.data_path}_manifest.json")
     facts = read_json(manifest) if manifest.is_file() else {}
     samples, batch = facts.get("samples"), config.batch
-    steps = batch.train_iters
-    if steps is None and samples:
-        weights = [float(w) for w in config.data.split.split(",")]
-        epochs = 1.0 if batch.train_epochs is None else batch.train_epochs
-        steps = max(1, int(epochs * samples * weights[0] / sum(weights) / batch.global_batch_size))
-    if steps is None or not samples:
-        return steps, None
+    if not samples:
+        return batch.train_iters, None
+    steps = batch.steps(split_borders(samples, config.data.split)[1])
     limit = config.data.seq_length or float("inf")
     mean = min(facts["tokens"] / samples, limit)
     return steps, round(steps * batch.global_batch_size * mean)
