@@ -121,6 +121,11 @@ def test_what_is_stated_is_held_against_an_adapter_that_load_names(tiny_folder, 
         with pytest.raises(UserError, match=r"--lora-r 8: the adapter in .* has 3"):
             load_model(path, "fp32", stated=MegatronLoraConfig(lora_r=8, lora_alpha=7.0))
         assert open_source(path, stated=MegatronLoraConfig(lora_r=3, lora_alpha=7.0)).factors.r == 3
+        for names in (("linear_qkv",), ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):
+            with pytest.raises(UserError, match=r"--lora-target-modules linear_qkv.*: the adapter in .* is of"):
+                open_source(path, stated=MegatronLoraConfig(lora_target_modules=names))
+        for names in (("linear_qkv", "linear_fc2"), ("down_proj", "q_proj", "v_proj")):
+            assert open_source(path, stated=MegatronLoraConfig(lora_target_modules=names)).factors.r == 3
 
 
 def test_run_folders(tiny_folder, tmp_path):

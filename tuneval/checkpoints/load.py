@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tuneval import files, runtime
 from tuneval.checkpoints.hf import HfSource, Source
 from tuneval.checkpoints.megatron import MegatronSource, has_config
-from tuneval.checkpoints.megatron_lora import read_megatron_lora
+from tuneval.checkpoints.megatron_lora import adapted_layers, read_megatron_lora
 from tuneval.checkpoints.paths import check_there
 from tuneval.checkpoints.rank_files import TRACKER, MegatronFiles, is_megatron
 from tuneval.config.schema import MegatronLoraConfig, ParallelConfig
@@ -113,9 +113,9 @@ def open_adapter(
     folder = Path(folder)
     folder = folder / "adapter" if is_peft(folder / "adapter") else folder
     if is_peft(folder):
-        adapter = read_peft(folder)
-        _check_stated(adapter, stated or MegatronLoraConfig())
-        return AdapterSource(_base_of(folder) if base is None else base, adapter)
+        adapter, base = read_peft(folder), _base_of(folder) if base is None else base
+        _check_stated(adapter, base.config, stated or MegatronLoraConfig())
+        return AdapterSource(base, adapter)
     if base is None or not is_megatron(folder):
         raise UserError(f"{folder}: no adapter. Looked for adapter_config.json, adapter/ and Megatron's LoRA")
     files = MegatronFiles(folder)
@@ -124,7 +124,7 @@ def open_adapter(
     return AdapterSource(base, read_megatron_lora(files, base.config, stated or MegatronLoraConfig()))
 
 
-def _check_stated(adapter: Adapter, stated: MegatronLoraConfig) -> None:
+def _check_stated(adapter: Adapter, hf_config: Any, stated: MegatronLoraConfig) -> None:
     """Raise one UserError for what the command line says and a PEFT folder contradicts."""
     problems = Problems()
     for flag, given, own in (("r", stated.lora_r, adapter.r), ("alpha", stated.lora_alpha, adapter.alpha)):
@@ -132,6 +132,12 @@ def _check_stated(adapter: Adapter, stated: MegatronLoraConfig) -> None:
             given is None or math.isclose(given, own),
             f"--lora-{flag} {given}: the adapter in {adapter.folder} has {own:g}. Leave it out, or give that",
         )
+    named = set(stated.lora_target_modules)
+    problems.check(
+        not named or named == set(adapter.targets) or named == set(adapted_layers(adapter, hf_config)),
+        f"--lora-target-modules {' '.join(stated.lora_target_modules)}: the adapter in {adapter.folder} is of "
+        f"{' '.join(adapter.targets)}. Leave the flag out",
+    )
     problems.raise_if_any()
 
 

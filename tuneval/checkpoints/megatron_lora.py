@@ -144,7 +144,7 @@ def _factor(like: Row, stored: list[StoredTensor], tp: int, which: int) -> Facto
 def _check_targets(files: MegatronFiles, adapter: Adapter, hf_config: Any, stated: MegatronLoraConfig) -> None:
     if not stated.lora_target_modules:
         return
-    found = set(_adapted_layers(adapter, hf_config))
+    found = set(adapted_layers(adapter, hf_config))
     if found != set(stated.lora_target_modules):
         raise UserError(
             f"--lora-target-modules {' '.join(stated.lora_target_modules)}: {files.folder} holds adapters of "
@@ -152,7 +152,7 @@ def _check_targets(files: MegatronFiles, adapter: Adapter, hf_config: Any, state
         )
 
 
-def _adapted_layers(adapter: Adapter, hf_config: Any) -> list[str]:
+def adapted_layers(adapter: Adapter, hf_config: Any) -> list[str]:
     """Megatron's names of the adapted linear layers, in the table's order."""
     modules = set(adapter.factors)
     used = {
@@ -197,7 +197,7 @@ class LoraForm:
         self.args = {
             "lora_r": self.r,
             "lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha,
-            "lora_target_modules": _adapted_layers(adapter, hf_config),
+            "lora_target_modules": adapted_layers(adapter, hf_config),
         }
 
     def entries(self, row: Row, name: str, tp: int, rank: int, weight: Pending) -> dict[str, Pending]:
