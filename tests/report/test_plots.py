@@ -102,13 +102,24 @@ def test_odd_values_are_drawn(y, smooth, from_zero):
     assert not re.search(r"\bnan\b|\binf\b", svg)
 
 
+def box(svg: str) -> tuple[float, float]:
+    """Left and right end of the axes."""
+    found = re.search(r'id="\w+-patch_2">\s*<path d="M ([\d.]+) [\d.]+\s*L ([\d.]+) ', svg)
+    assert found
+    return float(found[1]), float(found[2])
+
+
 def test_one_step_is_drawn():
-    ElementTree.fromstring(plots.curves([line(x=[1], y=[2.0])], name="one", x_label="step"))
+    """A line through one point is nothing to see: its marker is."""
+    svg = plots.curves([line(x=[1], y=[2.0])], name="one", x_label="step")
+    middle = sum(box(svg)) / 2
+    assert re.search(rf'<use href="#one-\w+" x="{middle:g}" y="[\d.]+" style="[^"]*--run-1', svg)
 
 
 def test_a_very_long_label_leaves_room():
     rows = [("a name without end " * 20, [Dot(value=0.5, low=None, high=None)])]
-    ElementTree.fromstring(plots.dots(rows, name="long", line=0.25, line_label="guessing"))
+    left, right = box(plots.dots(rows, name="long", line=0.25, line_label="guessing"))
+    assert right - left > plots.WIDTH / 2
 
 
 def test_moving_mean_equals_the_definition():
