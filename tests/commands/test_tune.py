@@ -453,7 +453,8 @@ def test_one_slip_is_one_problem(model, data, tmp_path, capsys):
     error = refuse(capsys, *words, "--loss-reduction", "micro-batch", "--micro-batch-size", "0")
     assert "problems" not in error and "--micro-batch-size 0: must be at least 1" in error
     error = refuse(capsys, *words, "--split", "0,100,0")
-    assert "problems" not in error and "the training split has 0 samples (--split 0,100,0 of" in error
+    assert "problems" not in error and "Give --split another first weight, or more data" in error
+    assert "the training split has 0 samples (--split 0,100,0 of" in error
 
 
 def test_another_template_is_refused_with_the_differing_keys(model, data, tmp_path, capsys):

@@ -196,10 +196,11 @@ def _check_data(
     config: TuneConfig, source: Source, dataset: SftDataset, borders: tuple[int, ...], problems: Problems
 ) -> None:
     train, size = borders[1], config.batch.global_batch_size
+    remedy = f"at most {train}" if train else "--split another first weight"
     problems.check(
         size <= train,
         f"--global-batch-size {size}: the training split has {train} samples (--split {config.data.split} of "
-        f"{len(dataset)}). Give at most {max(train, 1)}, or more data",
+        f"{len(dataset)}). Give {remedy}, or more data",
     )
     smallest, largest = dataset.token_range()
     vocabulary = source.config.vocab_size
