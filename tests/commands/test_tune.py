@@ -269,6 +269,31 @@ def test_a_lost_result_is_written_again(model, data, tmp_path):
     assert rows(tmp_path / "run", "validation.jsonl") == validations
 
 
+@pytest.mark.parametrize("method", [(), ("--lora-r", "2")], ids=["full", "lora"])
+def test_a_result_of_fewer_steps_is_written_anew(model, data, tmp_path, method):
+    """As after a kill between the last checkpoint of a run that was given more steps and its result."""
+    run, more = tmp_path / "run", ("--ckpt-format", "torch", "--lr-decay-iters", "9", *method)
+    results = ("adapter" if method else "model", "mcore")
+    succeed(*arguments(model, data, run, *more, "--train-iters", "2"))
+    for name in results:
+        shutil.copytree(run / name, tmp_path / "fewer" / name)
+    words = arguments(model, data, run, *more, "--train-iters", "4")
+    succeed(*words)
+    expected = [written(run / name) for name in results]
+    for name in results:
+        shutil.rmtree(run / name)
+        shutil.copytree(tmp_path / "fewer" / name, run / name)
+        assert [written(run / n) for n in results] != expected
+        succeed(*words)
+        assert [written(run / n) for n in results] == expected
+
+
+def written(folder):
+    """Files of weights with their bytes; Megatron's hold the time, and their folder the iteration."""
+    files = [p for kind in ("*.safetensors", "*.pt") for p in sorted(folder.rglob(kind))]
+    return [(p.relative_to(folder), p.read_bytes() if p.suffix == ".safetensors" else None) for p in files]
+
+
 def test_more_steps_continue_where_the_schedule_stays(model, data, tmp_path):
     constant = ("--lr-decay-style", "constant", "--lr-decay-iters", "99")
     succeed(*arguments(model, data, tmp_path / "long", *constant, "--train-iters", "8"))

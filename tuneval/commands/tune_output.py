@@ -11,10 +11,11 @@ from tuneval.checkpoints.hf import HfSink, copy_companions
 from tuneval.checkpoints.layout import ShardLayout, plan_layout
 from tuneval.checkpoints.load import AdapterSource, open_adapter, open_source
 from tuneval.checkpoints.megatron_lora import LoraForm
+from tuneval.checkpoints.rank_files import TRACKER
 from tuneval.commands.tune_model import TunedModel
 from tuneval.commands.tune_plan import Plan
 from tuneval.errors import UserError
-from tuneval.files import atomic_folder, read_json, write_json
+from tuneval.files import atomic_folder, read_json, read_object, write_json
 from tuneval.model.decoder import stored_name
 from tuneval.model.lora import is_adapter, save_tensors
 from tuneval.parallel.weights import whole_tensors
@@ -28,9 +29,22 @@ def output_folder(plan: Plan) -> Path:
 
 
 def is_written(plan: Plan) -> bool:
-    """Whether everything that the run ends with is there."""
-    megatron = Path(plan.config.save.save) / "mcore"
-    return output_folder(plan).is_dir() and (plan.config.save.ckpt_format != "torch" or megatron.is_dir())
+    """Whether everything that the run ends with is there, and not what it ended with before it was given more steps."""
+    steps = [_result_step(plan)]
+    if plan.config.save.ckpt_format == "torch":
+        tracker = Path(plan.config.save.save) / "mcore" / TRACKER
+        text = tracker.read_text().strip() if tracker.is_file() else ""
+        steps.append(int(text) if text.isdecimal() else -1)
+    return min(steps) >= plan.train_iters
+
+
+def _result_step(plan: Plan) -> int:
+    """The step that the main result was written after; -1 where there is none. An older result does not say: the last."""
+    folder = output_folder(plan)
+    if not folder.is_dir():
+        return -1
+    record = folder / "tuneval.json"
+    return read_object(record).get("step", plan.train_iters) if record.is_file() else plan.train_iters
 
 
 def write_output(plan: Plan, model: TunedModel, step: int) -> Path:
@@ -45,9 +59,9 @@ def write_output(plan: Plan, model: TunedModel, step: int) -> Path:
         The folder.
     """
     if model.lora is not None:
-        _write_adapter(plan, model)
+        _write_adapter(plan, model, step)
     else:
-        _write_model(plan, model)
+        _write_model(plan, model, step)
     if plan.config.save.ckpt_format == "torch" and runtime.is_main():
         _write_megatron(plan, step)
     model.mesh.wait()
@@ -60,7 +74,7 @@ def base_model(plan: Plan) -> str:
     return str((source.folder if source.kind == "hf" else Path(plan.config.model.load)).resolve())
 
 
-def _write_model(plan: Plan, model: TunedModel) -> None:
+def _write_model(plan: Plan, model: TunedModel, step: int) -> None:
     named, config = model.tensors(), plan.source.config
     names: dict[str, list[str]] = {}  # tensor -> its names in the source: two where it holds a tied head too
     for name in plan.source.names():
@@ -73,7 +87,7 @@ def _write_model(plan: Plan, model: TunedModel) -> None:
             pass
         return
     with HfSink(output_folder(plan)) as sink:
-        _write_companions(plan, sink.folder)
+        _write_companions(plan, sink.folder, step)
         config = read_json(sink.folder / "config.json")
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(runtime.DTYPES[plan.config.precision.dtype]).removeprefix("torch.")
@@ -83,19 +97,19 @@ def _write_model(plan: Plan, model: TunedModel) -> None:
                 sink.add(name, tensor)
 
 
-def _write_adapter(plan: Plan, model: TunedModel) -> None:
+def _write_adapter(plan: Plan, model: TunedModel, step: int) -> None:
     adapter = {name: tensor for name, tensor in model.tensors().items() if is_adapter(name)}
     whole = list(whole_tensors(adapter, model.mesh))
     if not runtime.is_main():
         return
     with atomic_folder(output_folder(plan)) as folder:
         save_tensors(whole, model.lora, folder, base_model(plan))
-        _write_companions(plan, folder)
+        _write_companions(plan, folder, step)
         (folder / "config.json").unlink(missing_ok=True)  # an adapter's folder is not a model's
 
 
-def _write_companions(plan: Plan, folder: Path) -> None:
-    """Config, tokenizer, and tuneval.json, which carries the template."""
+def _write_companions(plan: Plan, folder: Path, step: int) -> None:
+    """Config, tokenizer, and tuneval.json, which carries the template and the step."""
     copy_companions(plan.source.folder, folder)
     tokenizer_folder = plan.config.model.tokenizer_name_or_path
     if tokenizer_folder is not None:
@@ -113,6 +127,7 @@ def _write_companions(plan: Plan, folder: Path) -> None:
             "base_config": str(plan.source.folder.resolve()),
             "method": "lora" if plan.config.lora.enabled else "full",
             "data_sha256": manifest.get("data_sha256"),
+            "step": step,
         },
     )
 
