@@ -288,6 +288,20 @@ def test_a_result_of_fewer_steps_is_written_anew(model, data, tmp_path, method):
         assert [written(run / n) for n in results] == expected
 
 
+def test_a_file_of_the_users_beside_the_shards_is_told_before_training(model, data, tmp_path, capsys):
+    more = ("--ckpt-format", "torch", "--lr-decay-iters", "9")
+    succeed(*arguments(model, data, tmp_path / "run", *more, "--train-iters", "2"))
+    notes = tmp_path / "run" / "mcore" / "notes.txt"
+    notes.touch()
+    words = arguments(model, data, tmp_path / "run", *more, "--train-iters", "4")
+    assert cli.run("tune", words) == 2
+    assert "mcore: is an earlier result and would be replaced, but holds" in capsys.readouterr().err
+    assert len(rows(tmp_path / "run")) == 2
+    notes.unlink()
+    succeed(*words)
+    assert len(rows(tmp_path / "run")) == 4
+
+
 def written(folder):
     """Files of weights with their bytes; Megatron's hold the time, and their folder the iteration."""
     files = [p for kind in ("*.safetensors", "*.pt") for p in sorted(folder.rglob(kind))]

@@ -138,23 +138,27 @@ def check_complete(source: Source, table: list[Row]) -> None:
 
 def check_target(save: Path, source: Source) -> None:
     """Refuse to replace what is not an earlier result of this command and nothing else, or is being read; say what is."""
+    target = save.resolve()
+    if any(target in (folder, *folder.parents) for folder in _folders_read(source)):
+        raise UserError(f"--save {save}: holds what is read and would be replaced. Choose another folder.")
+    check_replaceable(save)
+    if (save / RECORD).is_file():
+        note(f"--save {save}: the earlier result there{_described(files.read_object(save / RECORD))} is replaced")
+
+
+def check_replaceable(save: Path) -> None:
+    """Raise a UserError where writing a folder would replace what is not an earlier result and nothing else."""
     if not save.exists() or (save.is_dir() and not any(save.iterdir())):
         return
-    target = save.resolve()
-    is_read = any(target in (folder, *folder.parents) for folder in _folders_read(source))
-    if is_read:
-        raise UserError(f"--save {save}: holds what is read and would be replaced. Choose another folder.")
     if not (save / RECORD).is_file():
         raise UserError(f"--save {save}: is there already and would be replaced. Choose another folder, or remove it.")
-    record = files.read_object(save / RECORD)
-    others = _others(save, record)
+    others = _others(save, files.read_object(save / RECORD))
     if others:
         more = f" and {len(others) - 12} more" if len(others) > 12 else ""
         raise UserError(
             f"--save {save}: is an earlier result and would be replaced, but holds what no conversion wrote: "
             f"{', '.join(others[:12])}{more}. Move that, or choose another folder."
         )
-    note(f"--save {save}: the earlier result there{_described(record)} is replaced")
 
 
 def _others(save: Path, record: dict[str, Any]) -> list[str]:

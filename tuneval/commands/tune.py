@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from tuneval import console, runtime
 from tuneval.checkpoints import resume
+from tuneval.checkpoints.convert import check_replaceable
 from tuneval.commands.tune_output import is_written, output_folder
 from tuneval.commands.tune_plan import Plan, make_plan
 from tuneval.commands.tune_run import TuneRun
@@ -47,6 +48,8 @@ def main(parsed: Parsed) -> int:
     if earlier is not None and is_written(plan) and _last_step(folder, done) >= plan.train_iters:
         console.out.print(f"{folder}: finished, the result is {output_folder(plan)}. Nothing to do.", markup=False)
         return 0
+    if plan.config.save.ckpt_format == "torch":
+        check_replaceable(folder / "mcore")  # hours before it is written
     _wait_for_main()  # others have read what is there before anything changes
     runtime.seed_everything(plan.config.log.seed)
     run = TuneRun(plan)
