@@ -3,6 +3,7 @@
 import logging
 import pickle
 import random
+import resource
 from enum import Enum
 
 import numpy as np
@@ -177,6 +178,20 @@ def test_a_full_disk_is_told_before_writing(tmp_path):
     with pytest.raises(UserError, match="the checkpoint of step 1 needs"):
         save_state(tmp_path, 1, huge, {}, keep=1)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_disk_that_fills_up_while_writing_is_told(tmp_path):
+    """A limit on the size of a file stops the writer as a full disk does."""
+    save_state(tmp_path, 1, tensors(1), {}, keep=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"step_0000002: could not be written \(.*\)\. Is the disk full"):
+            save_state(tmp_path, 2, {"weight.a": torch.zeros(4096)}, {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [p.name for p in (tmp_path / "checkpoints").glob(".*")] == []
+    assert steps(tmp_path) == [1]
 
 
 def test_an_earlier_run_is_moved_aside(tmp_path):

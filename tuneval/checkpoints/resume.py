@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tuneval import runtime
@@ -45,14 +46,14 @@ def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: di
         The checkpoint's folder.
 
     Raises:
-        UserError: the disk has no room; nothing is written then.
+        UserError: the disk has no room, or was filled meanwhile; the checkpoints before stay as they are.
     """
     folder = checkpoints_folder(run) / f"step_{step:07d}"
     needed = sum(_of_all({name: t.numel() * t.dtype.itemsize for name, t in tensors.items()}).values())
     if runtime.is_main():
         check_free_space(run, needed + (1 << 20), f"the checkpoint of step {step}")
     with _atomic_folder_of_all(folder) as temporary, _without_warnings():
-        dcp.save({**tensors, **_rng_states()}, checkpoint_id=temporary)
+        _write({**tensors, **_rng_states()}, temporary, folder)
         if runtime.is_main():
             write_json(temporary / "state.json", {"step": step, **facts, "random": _host_rng_state()})
     if not runtime.is_main():
@@ -62,6 +63,20 @@ def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: di
     for old in steps(run)[:-keep]:
         shutil.rmtree(checkpoints_folder(run) / f"step_{old:07d}")
     return folder
+
+
+def _write(tensors: dict[str, torch.Tensor], temporary: Path, folder: Path) -> None:
+    try:
+        dcp.save(tensors, checkpoint_id=temporary)
+    except (
+        RuntimeError,
+        CheckpointException,
+    ) as error:  # torch's writer says "unexpected pos 704 vs 598" of a full disk
+        told = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{folder}: could not be written ({told}). Is the disk full, or its quota used up? Free some space; the same "
+            "command goes on from the checkpoint before"
+        ) from error
 
 
 def load_state(run: Path, step: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
