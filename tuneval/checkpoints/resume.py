@@ -68,15 +68,18 @@ def save_state(run: Path, step: int, tensors: dict[str, torch.Tensor], facts: di
 def _write(tensors: dict[str, torch.Tensor], temporary: Path, folder: Path) -> None:
     try:
         dcp.save(tensors, checkpoint_id=temporary)
-    except (
-        RuntimeError,
-        CheckpointException,
-    ) as error:  # torch's writer says "unexpected pos 704 vs 598" of a full disk
+    except (RuntimeError, CheckpointException) as error:  # the first of one process, the second of several
+        if not any(said in str(error) for said in _DISK_FULL):
+            raise
         told = str(error).strip().splitlines()[-1]
         raise UserError(
             f"{folder}: could not be written ({told}). Is the disk full, or its quota used up? Free some space; the same "
             "command goes on from the checkpoint before"
         ) from error
+
+
+_DISK_FULL = ("unexpected pos", "No space left on device", "File too large", "Disk quota exceeded")
+"""What torch's writer says of a file that could not be written to its end, and what the system does."""
 
 
 def load_state(run: Path, step: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
