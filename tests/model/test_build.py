@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from conftest import VOCAB, tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, MixtralConfig
 
 from tuneval.errors import UserError
 from tuneval.model.build import build_model, empty_model
@@ -92,6 +92,13 @@ def test_a_model_that_chooses_among_its_own_attentions_is_refused():
         hidden_size=48, num_layers=2, attention_types=[[["global", "local"], 1]], num_heads=6, vocab_size=160
     )
     with pytest.raises(UserError, match="model type gpt_neo: transformers has no place for another attention"):
+        empty_model(config, torch.float32)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="before 5 a model held its experts as checkpoints do")
+def test_a_mixture_of_experts_is_refused_as_what_it_is():
+    config = MixtralConfig(vocab_size=VOCAB, hidden_size=48, intermediate_size=40, num_hidden_layers=1)
+    with pytest.raises(UserError, match="model type mixtral: a mixture of experts"):
         empty_model(config, torch.float32)
 
 

@@ -56,7 +56,8 @@ def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     """The model of a config on `meta`: names and shapes, no values.
 
     Raises:
-        UserError: transformers has no causal language model of this type, or one that chooses among its own attentions.
+        UserError: transformers has no causal language model of this type, one that chooses among its own attentions, or
+            one with experts in one tensor.
     """
     config = copy.deepcopy(hf_config)  # transformers writes dtype and attention into it
     try:
@@ -74,6 +75,11 @@ def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
             f"model type {hf_config.model_type}: transformers has no place for another attention in it; this architecture "
             "is not supported"
         ) from None
+    if any(".experts." in name and p.dim() == 3 for name, p in model.named_parameters()):  # [expert, out, in]
+        raise UserError(
+            f"model type {hf_config.model_type}: a mixture of experts, which the model holds in one tensor and its "
+            "checkpoints each apart; dense models can be read so far"
+        )
     make_frugal(model)
     return model
 
