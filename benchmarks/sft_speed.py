@@ -1,7 +1,7 @@
 """LoRA and full tuning beside transformers' Trainer (with peft), on the same samples: useful tokens/s and peak memory.
 
     python benchmarks/sft_speed.py MODEL DATA_PREFIX [--method lora|full] [--dtype bf16|fp32] [--rounds 3] [--steps 3]
-        [--samples 16] [--micro-batch-tokens N] [--trainer-batch 4] [--engines NAME ...]
+        [--warm-up 2] [--samples 16] [--micro-batch-tokens N] [--trainer-batch 4] [--engines NAME ...]
         [--random-weights] [--seven-billion] [--device-tflops N]
 
 DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a new process:
@@ -16,9 +16,9 @@ DATA_PREFIX is what `tuneval preprocess` wrote. Engines take turns, each in a ne
     trainer-mixed     as trainer, with fp32 weights and bf16 autocast (--bf16): full tuning with the state that tuneval keeps
 
 A step is 16 samples, at most 1024 tokens each. Useful tokens are those of the samples, padding not counted. The first two
-steps of each process are left out of the time. The limit is the time of the model's own matrix products, measured in this
-call. `--random-weights` needs the folder's config.json and tokenizer alone, `--seven-billion` takes the shape of Qwen2.5-7B
-instead: for speed, any weights will do.
+steps of each process are left out of the time; `--warm-up 0` times them, too, for engines whose step takes minutes. The
+limit is the time of the model's own matrix products, measured in this call. `--random-weights` needs the folder's
+config.json and tokenizer alone, `--seven-billion` takes the shape of Qwen2.5-7B instead: for speed, any weights will do.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
 
 SAMPLES, SEQ_LENGTH, SEED = 16, 1024, 42
-WARM_UP = 2
-"""Steps that are not timed: kernels are made, caches filled."""
 LEARNING_RATE = {"lora": 1e-4, "full": 1e-5}
 PRODUCTS = {"lora": 2, "full": 3}
 
@@ -60,6 +58,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before them: kernels are made, caches filled")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of a step")
     parser.add_argument("--micro-batch-tokens", type=int, default=BatchConfig.micro_batch_tokens)
     parser.add_argument("--trainer-batch", type=int, default=4, help="samples of the trainer's micro-batch")
@@ -118,7 +117,7 @@ def run_tuneval(options: argparse.Namespace, compile: bool = False, flash: bool 
     if options.method == "lora":
         add_lora(model, LoraSettings(r=8, alpha=16), SEED)
     decoder = Decoder(model, compile=compile)
-    steps = options.steps + WARM_UP
+    steps = options.steps + options.warm_up
     optim = OptimConfig(
         lr=LEARNING_RATE[options.method], lr_decay_style="constant", main_grads_dtype=options.main_grads_dtype
     )
@@ -131,7 +130,7 @@ def run_tuneval(options: argparse.Namespace, compile: bool = False, flash: bool 
     schedule = Schedule(optim, steps, options.samples)
     scaler = LossScaler(PrecisionConfig(fp32=options.dtype == "fp32"))
     done = list(train(OneProcess(decoder), batches, optimizer, schedule, scaler, Progress()))
-    timed = done[WARM_UP:]
+    timed = done[options.warm_up :]
     return {
         "tokens_per_second": sum(s.tokens for s in timed) / sum(s.seconds for s in timed),
         "tokens_a_step": statistics.mean(s.tokens for s in timed),
@@ -185,7 +184,7 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
             output_dir=folder,
             per_device_train_batch_size=options.trainer_batch,
             gradient_accumulation_steps=options.samples // options.trainer_batch,
-            max_steps=options.steps + WARM_UP,
+            max_steps=options.steps + options.warm_up,
             learning_rate=LEARNING_RATE[options.method],
             lr_scheduler_type="constant",
             use_cpu=runtime.device().type == "cpu",
@@ -202,9 +201,9 @@ def time_trainer(options: argparse.Namespace, model, samples: list[dict], collat
         )
         trainer.train()
     lengths = [len(s["input_ids"]) for s in samples]
-    useful, took = sum(lengths[WARM_UP * options.samples :]), [b - a for a, b in zip(starts, ends, strict=True)]
+    useful, took = sum(lengths[options.warm_up * options.samples :]), [b - a for a, b in zip(starts, ends, strict=True)]
     return {
-        "tokens_per_second": useful / sum(took[WARM_UP:]),
+        "tokens_per_second": useful / sum(took[options.warm_up :]),
         "tokens_a_step": useful / options.steps,
         "peak_bytes": runtime.peak_memory_bytes(),
         "first_loss": losses[0] if losses else None,
@@ -221,7 +220,7 @@ def samples_of(options: argparse.Namespace) -> list[dict]:
 
 def order(options: argparse.Namespace, dataset: SftDataset):
     """Numbers of the samples of all steps."""
-    return sample_order(len(dataset), (options.steps + WARM_UP) * options.samples, SEED, shuffle=True)
+    return sample_order(len(dataset), (options.steps + options.warm_up) * options.samples, SEED, shuffle=True)
 
 
 ENGINES = {
