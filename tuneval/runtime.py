@@ -145,6 +145,14 @@ def has_fused_optimizer(device: torch.device) -> bool:
     return device.type in _get_fused_kernels_supported_devices()
 
 
+def fused_optimizer_scales(device: torch.device) -> bool:
+    """Whether that kernel divides the gradients by the `grad_scale` it is handed; where it does not, none would be clipped.
+
+    Ascend's takes it and does not look at it; Apple's was like that until 2026.
+    """
+    return device.type in ("cpu", "cuda") and has_fused_optimizer(device)
+
+
 def varlen_attention(device: torch.device) -> Callable[..., torch.Tensor] | None:
     """torch's flash attention over samples of any lengths in one row, in bf16 or fp16; None where there is none.
 

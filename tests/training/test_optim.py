@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tuneval import runtime
 from tuneval.config.schema import OptimConfig, PrecisionConfig
-from tuneval.training.halves import join, split
+from tuneval.training import optim
+from tuneval.training.halves import join, round_at_random, split
 from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import CHUNK, decays, make_optimizer
 
@@ -85,6 +88,23 @@ def test_loss_scale_cancels():
     check_same(OptimConfig(clip_grad=0.3), loss_scale=4096.0)
 
 
+def test_gradients_are_clipped_where_the_fused_kernel_does_not(monkeypatch):
+    """Ascend's takes `grad_scale` and does not look at it."""
+    own, clipped = optim.adamw, OptimConfig(clip_grad=0.3)
+    monkeypatch.setattr(optim, "adamw", lambda *lists, **options: own(*lists, **{**options, "grad_scale": None}))
+    with pytest.raises(AssertionError):
+        check_same(clipped)
+    monkeypatch.setattr(optim, "fused_optimizer_scales", lambda device: False)
+    check_same(clipped)
+    check_same(clipped, loss_scale=4096.0)
+
+
+def test_where_the_fused_kernel_clips():
+    kinds = ("cpu", "cuda", "mps", "privateuseone")
+    found = {kind: runtime.fused_optimizer_scales(torch.device(kind)) for kind in kinds}
+    assert found == {"cpu": True, "cuda": True, "mps": False, "privateuseone": False}
+
+
 def test_parity_fails_on_another_decay():
     with pytest.raises(AssertionError):
         check_same(OptimConfig(weight_decay=0.1), other=OptimConfig(weight_decay=0.0))
@@ -130,6 +150,22 @@ def test_split_and_join_are_exact():
     nearest = wide.bfloat16().float()
     assert torch.equal((weight.float() - wide).abs(), (nearest - wide).abs())
     assert not torch.equal(joined(weight, low + 1), wide)
+
+
+def test_halves_shift_with_kernels_that_ascend_has():
+    """It has none for `bitwise_left_shift` and its kin: every weight would go to the host and back."""
+    called = []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    wide, weight, low = torch.ones(3), torch.ones(3, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.int16)
+    with Watched():
+        split(join(weight, low, wide), weight, low)
+        round_at_random(wide, weight, torch.zeros(3, dtype=torch.int32))
+    assert sum("shift" in name for name in called) == 4 and not any("bitwise" in name for name in called)
 
 
 def test_bf16_chunks_equal_one_piece(monkeypatch):

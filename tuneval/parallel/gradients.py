@@ -62,8 +62,7 @@ class Gradients:
     def norm(self, gradients: Iterable[Gradient]) -> float:
         """Global L2 norm, the same number on every process."""
         squares = [norm**2 for norm in l2_norms([g.value for g in gradients if self._counts(g)])]
-        device = self.mesh.grid.device_type
-        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=device)
+        total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
         dist.all_reduce(total)
         return float(total.sqrt())
 
@@ -78,9 +77,9 @@ class Gradients:
 
 
 def l2_norms(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Of contiguous tensors, fp64 from sums in fp32."""
+    """Of contiguous tensors, fp64 from sums in fp32; on the host, as some accelerators have no fp64, and HCCL sums none."""
     if tensors and tensors[0].device.type != "cpu":  # all in a few kernels, which widen as they read
-        return [norm.double() for norm in torch._foreach_norm(tensors, dtype=torch.float32)]
+        return list(torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)).cpu().double())
     return [_l2_norm(tensor) for tensor in tensors]
 
 

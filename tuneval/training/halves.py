@@ -1,4 +1,8 @@
-"""fp32 numbers as a bf16 weight and what is left of them: 16 more bits, or chance."""
+"""fp32 numbers as a bf16 weight and what is left of them: 16 more bits, or chance.
+
+Shifts are written as operators: Ascend has kernels for these, and none for `bitwise_left_shift_` and its kin, which would move every
+weight to the host and back.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ def join(weight: torch.Tensor, low: torch.Tensor, out: torch.Tensor) -> torch.Te
         `out`.
     """
     bits = out.view(torch.int32)
-    bits.copy_(weight.view(torch.int16)).bitwise_left_shift_(16).add_(low)
+    bits.copy_(weight.view(torch.int16))
+    bits <<= 16
+    bits += low
     return out
 
 
@@ -27,9 +33,11 @@ def split(wide: torch.Tensor, weight: torch.Tensor, low: torch.Tensor) -> None:
     `wide` is overwritten.
     """
     bits = wide.view(torch.int32)
-    upper = (bits + 0x8000).bitwise_right_shift_(16)
+    upper = bits + 0x8000
+    upper >>= 16
     weight.view(torch.int16).copy_(upper)
-    low.copy_(bits.sub_(upper.bitwise_left_shift_(16)))
+    upper <<= 16
+    low.copy_(bits.sub_(upper))
 
 
 def round_at_random(wide: torch.Tensor, weight: torch.Tensor, noise: torch.Tensor) -> None:
@@ -40,4 +48,6 @@ def round_at_random(wide: torch.Tensor, weight: torch.Tensor, noise: torch.Tenso
         weight: [n] bf16.
         noise: [n] int32, even from 0 to 65535.
     """
-    weight.view(torch.int16).copy_(wide.view(torch.int32).add_(noise).bitwise_right_shift_(16))
+    bits = wide.view(torch.int32).add_(noise)
+    bits >>= 16
+    weight.view(torch.int16).copy_(bits)

@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 from tuneval.config.schema import OptimConfig
 from tuneval.parallel.gradients import Gradient, Gradients, l2_norms
 from tuneval.parallel.weights import spread_like
-from tuneval.runtime import has_fused_optimizer
+from tuneval.runtime import fused_optimizer_scales, has_fused_optimizer
 from tuneval.training.eight_bit import BLOCK, EightBit, has_blocks
 from tuneval.training.halves import join, round_at_random, split
 
@@ -275,10 +275,11 @@ class _Update:
     ) -> None:
         """Update fp32 weights and moments in place, in one pass over memory where torch has the kernel."""
         device = weights[0].device
-        fused = has_fused_optimizer(device)
-        if not fused and self.factor != 1.0:
+        scale = None
+        if self.factor != 1.0 and fused_optimizer_scales(device):
+            scale = torch.tensor(1.0 / self.factor, device=device)
+        elif self.factor != 1.0:
             torch._foreach_mul_(list(gradients), self.factor)
-        scale = torch.tensor(1.0 / self.factor, device=device) if fused and self.factor != 1.0 else None
         adamw(
             list(weights),
             list(gradients),
@@ -286,7 +287,7 @@ class _Update:
             list(exp_avg_sqs),
             [],
             list(torch.full((len(weights),), float(self.step - 1), device=device).unbind()),
-            fused=fused,
+            fused=has_fused_optimizer(device),
             grad_scale=scale,
             amsgrad=False,
             beta1=self.config.adam_beta1,
