@@ -50,7 +50,7 @@ def check(q, k, v, segments, expected_segments=None, **settings) -> None:
         Layer(), q, k, v, None, sliding_window=window, segments=Segments(segments, prefix_length)
     )
     expected = by_definition(q, k, v, expected_segments or segments, **settings)
-    assert weights is None and actual.shape == (1, q.shape[2], HEADS, HEAD_DIM)
+    assert weights is None and actual.shape == (1, q.shape[2], HEADS, v.shape[3])
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
     direction = torch.linspace(-1, 1, actual.numel()).view_as(actual)
     for a, b in zip(
@@ -65,6 +65,15 @@ def test_segments_are_separate(monkeypatch, window, short):
     monkeypatch.setattr(attention, "SHORT", short)  # which of them attend by plain products
     check(*heads(), SEGMENTS, window=window)
     check(*heads(), (0, 23), window=window)
+
+
+@pytest.mark.parametrize("short", [0, 100])
+@pytest.mark.parametrize("size", [5, 11])
+def test_values_of_another_size_than_keys(monkeypatch, size, short):
+    """As latent attention has them."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    q, k, v = heads()
+    check(q, k, torch.cat((v, v.flip(3)), 3)[..., :size].detach().requires_grad_(), SEGMENTS)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
@@ -135,6 +144,13 @@ def test_what_it_does_not_compute_is_refused():
         )
 
 
+@pytest.mark.parametrize("made", ["attention_mask", "position_bias"])
+def test_what_a_layer_adds_to_its_scores_is_refused(made):
+    given = {"attention_mask": None, made: torch.zeros(1, HEADS, 23, 23)}
+    with pytest.raises(ValueError, match="Layer makes a mask of its own"):
+        segment_attention(Layer(), *heads(), **given, segments=Segments((0, 23)))
+
+
 def by_documentation(q, k, v, queries, keys, max_q, max_k, scale=None, window_size=(-1, -1), enable_gqa=False):
     """What torch says of `varlen_attn`: a segment's last query stands beside its last key; `window_size` (left, right)."""
     outputs = []
@@ -154,7 +170,7 @@ def by_documentation(q, k, v, queries, keys, max_q, max_k, scale=None, window_si
 @pytest.mark.parametrize("window", [None, 1, 4, 100])
 def test_all_segments_at_once(monkeypatch, window, prefix_length):
     monkeypatch.setattr(attention, "varlen_attention", lambda device: by_documentation)
-    monkeypatch.setattr(attention, "_is_flash", lambda q, dropout: True)
+    monkeypatch.setattr(attention, "_is_flash", lambda q, v, dropout: True)
     check(*heads(), SEGMENTS, window=window, prefix_length=prefix_length)
     if window != 1:  # each token sees itself alone, wherever its segment begins
         with pytest.raises(AssertionError):

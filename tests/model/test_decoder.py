@@ -10,6 +10,7 @@ import transformers
 from conftest import fill, tiny_config, tiny_model
 from transformers import (
     AutoModelForCausalLM,
+    DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GraniteConfig,
@@ -294,6 +295,17 @@ def test_an_architecture_that_this_forward_does_not_fit_is_named(kind):
     with pytest.raises(UserError, match=told) as refused:
         check_architecture(config)
     assert isinstance(refused.value.__cause__, TypeError)
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="no layer made a mask of its own before 5")
+def test_an_architecture_with_masks_of_its_own_is_refused():
+    """Doge's layers choose what they see beyond a window: nothing of it shows in four tokens."""
+    config = DogeConfig(**SMALL, vocab_size=160, pad_token_id=1)
+    with pytest.raises(UserError, match="DogeAttention makes a mask of its own"):
+        check_architecture(config)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match="DogeAttention makes a mask of its own"):
+        built(model)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("too little memory"), MemoryError(), UserError("no sinks")])

@@ -1,6 +1,6 @@
 """Segment attention: several samples lie in one row and none sees another. Registered with transformers as "tuneval".
 
-Shapes: T tokens of one packed row, Hq query heads, Hkv key/value heads, D head size.
+Shapes: T tokens of one packed row, Hq query heads, Hkv key/value heads, D size of a query or key, Dv of a value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORT = 384
 """Tokens up to which training on a CPU attends by plain products. torch's fused backward pass takes two to five times as long
 there; a segment's probabilities, kept for the backward pass, are at most a fifth of a layer's activations."""
 
-_NOT_COMPUTED = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
+_NOT_COMPUTED = {"softcap": "capped attention scores", "s_aux": "attention sinks", "sinks": "attention sinks"}
 
 
 class Segments:
@@ -80,15 +80,15 @@ def segment_attention(
         module: the attention layer, as transformers passes it.
         query: [1, Hq, T, D] ([batch, Hq, T, D] where `segments` is None).
         key: [1, Hkv, T, D].
-        value: [1, Hkv, T, D].
-        attention_mask: used where `segments` is None only; the bounds are the mask otherwise.
+        value: [1, Hkv, T, Dv].
+        attention_mask: for where `segments` is None only; the bounds are the mask otherwise.
         dropout: probability, 0 outside training.
         scaling: factor of the scores; None: 1 / sqrt(D).
         sliding_window: a token sees this many tokens, itself included; None: all.
         segments: the samples of the row. None: plain sdpa, key/value cache and padding included.
 
     Returns:
-        [1, T, Hq, D], and None for the attention weights, which never exist.
+        [1, T, Hq, Dv], and None for the attention weights, which never exist.
 
     Raises:
         UserError: the model wants something this attention doesn't compute.
@@ -98,8 +98,10 @@ def segment_attention(
             raise UserError(f'{type(module).__name__} uses {what}, which attention "{NAME}" does not compute')
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if attention_mask is not None or kwargs.get("position_bias") is not None:  # `Decoder` hands the layers none
+        raise UserError(f'{type(module).__name__} makes a mask of its own, which attention "{NAME}" does not look at')
     varlen = varlen_attention(query.device)
-    if varlen is not None and _is_flash(query, dropout):
+    if varlen is not None and _is_flash(query, value, dropout):
         return _attend_at_once(varlen, query, key, value, segments, sliding_window, scaling), None
     lengths = segments.lengths
     # `split`, not slices: its backward is one concatenation, where every slice's would fill T zeros.
@@ -113,9 +115,10 @@ def segment_attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
 
 
-def _is_flash(q: torch.Tensor, dropout: float) -> bool:
+def _is_flash(q: torch.Tensor, v: torch.Tensor, dropout: float) -> bool:
     """Whether flash attention has a kernel for it."""
-    return dropout == 0 and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    sizes = q.shape[-1] == v.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    return dropout == 0 and q.dtype in (torch.bfloat16, torch.float16) and sizes
 
 
 def _attend_at_once(
@@ -127,7 +130,7 @@ def _attend_at_once(
     window: int | None,
     scaling: float | None,
 ) -> torch.Tensor:
-    """All segments in one kernel -> [1, T, Hq, D]. It aligns a segment's last query with its last key, prefix or not."""
+    """All segments in one kernel -> [1, T, Hq, Dv]. It aligns a segment's last query with its last key, prefix or not."""
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, D]
     queries, keys, rows = segments.on_device(q.device)
     if rows is not None:
@@ -148,7 +151,7 @@ def _attend(
     dropout: float,
     scaling: float | None,
 ) -> torch.Tensor:
-    """One segment [1, Hq, t, D] over its keys [1, Hkv, seen + t, D] -> [1, t, Hq, D]."""
+    """One segment [1, Hq, t, D] over its keys [1, Hkv, seen + t, D] -> [1, t, Hq, Dv]."""
     length, keys = q.shape[2], k.shape[2]
     if _is_short(q, keys, window, dropout):
         scale = q.shape[-1] ** -0.5 if scaling is None else scaling
@@ -175,27 +178,28 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-        """[1, Hq, t, D], [1, Hkv, t, D] twice -> [1, Hq, t, D]."""
-        shapes, length = (q.shape, k.shape), q.shape[2]
+        """[1, Hq, t, D], [1, Hkv, t, D], [1, Hkv, t, Dv] -> [1, Hq, t, Dv]."""
+        shapes, length = (q.shape, k.shape, v.shape), q.shape[2]
         q, k, v = (x.reshape(k.shape[1], -1, x.shape[-1]) for x in (q, k, v))
         scores = torch.bmm(q.float(), k.float().transpose(1, 2)).mul_(scale)  # [Hkv, Hq / Hkv * t, t]
         scores.view(-1, length, length).add_(_future(SHORT, q.device)[:length, :length])
         p = scores.softmax(-1).to(q.dtype)
         ctx.save_for_backward(q, k, v, p)
         ctx.shapes, ctx.scale = shapes, scale
-        return torch.bmm(p, v).view(shapes[0])
+        return torch.bmm(p, v).view(*shapes[0][:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         q, k, v, p = ctx.saved_tensors
-        grad = grad.reshape(q.shape)
+        grad = grad.reshape(*q.shape[:-1], -1)
         grad_v = torch.bmm(p.transpose(1, 2), grad)
         p = p.float()
         weighed = torch.bmm(grad.float(), v.float().transpose(1, 2)).mul_(p)
         grad_scores = weighed.sub_(p.mul(weighed.sum(-1, keepdim=True))).mul_(ctx.scale).to(q.dtype)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
-        return grad_q.view(ctx.shapes[0]), grad_k.view(ctx.shapes[1]), grad_v.view(ctx.shapes[1]), None
+        of_q, of_k, of_v = ctx.shapes
+        return grad_q.view(of_q), grad_k.view(of_k), grad_v.view(of_v), None
 
 
 @lru_cache(maxsize=1)
