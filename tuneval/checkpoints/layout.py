@@ -10,10 +10,9 @@ import torch
 
 from tuneval.errors import Problems, UserError
 from tuneval.model.weight_map import Row, check_tensor_parallel, head_dim_of, traits_of
-from tuneval.parallel.mesh import divisors, even_list
+from tuneval.parallel.stages import VPP_FLAG, divisors, even_list, listed_stages
 
 TP_FLAG, PP_FLAG = "--target-tensor-parallel-size", "--target-pipeline-parallel-size"
-VPP_FLAG = "--num-layers-per-virtual-pipeline-stage"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def plan_layout(
     if pp < 1 or pp > layers:
         problems.add(f"{PP_FLAG} {pp}: the model has {layers} layers. Choose 1 to {layers}.")
     elif num_layer_list is not None:
-        stages = _listed_stages(num_layer_list, pp, layers, problems)
+        stages = listed_stages(num_layer_list, pp, layers, PP_FLAG, problems)
     elif layers % pp:
         problems.add(
             f"{PP_FLAG} {pp}: {layers} layers, {layers} % {pp} = {layers % pp}. "
@@ -101,22 +100,6 @@ def _check_chunks(each: int, stages: tuple[int, ...], num_layer_list: str | None
         problems.add(
             f"{VPP_FLAG} {each}: a stage has {stages[0]} layers, to be cut into two or more. Choose {fitting}."
         )
-
-
-def _listed_stages(text: str, pp: int, layers: int, problems: Problems) -> tuple[int, ...]:
-    example = f"For example {even_list(layers, pp)}."
-    try:
-        stages = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        problems.add(f"--num-layer-list {text}: must be whole numbers with commas. {example}")
-        return ()
-    problems.check(
-        len(stages) == pp, f"--num-layer-list {text}: {len(stages)} stages, but {PP_FLAG} is {pp}. {example}"
-    )
-    total = sum(stages)
-    problems.check(total == layers, f"--num-layer-list {text}: adds up to {total}, the model has {layers}. {example}")
-    problems.check(min(stages) > 0, f"--num-layer-list {text}: every stage needs a layer. {example}")
-    return stages
 
 
 def rank_name(tp_rank: int, stage: int, pp: int) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
 from tuneval.model.weight_map import head_dim_of
-from tuneval.parallel.mesh import Layout, divisors, even_list, make_layout
+from tuneval.parallel.mesh import Layout, make_layout
 from tuneval.parallel.schedules import timetable
+from tuneval.parallel.stages import divisors, even_list
 from tuneval.planning.estimate import Estimate, Job, Speed, estimate, rehearse_stages, with_layers
 from tuneval.planning.rehearsal import Rehearsals
 
