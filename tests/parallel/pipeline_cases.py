@@ -44,8 +44,6 @@ class Case:
     lora: bool = False
     recompute: str | None = None
     scale: float = 1.0
-    frozen_below: int = 0
-    """Layers below this number, and the embedding, are not trained."""
     broken: str = ""
     """What is done wrong on purpose."""
 
@@ -63,8 +61,6 @@ CASES = {
     "gpipe, tied": Case(layers=((0, 1, 2), (3,)), schedule="gpipe", tied=True),
     "interleaved": Case(layers=EVEN[4], tied=True),
     "interleaved, LoRA": Case(layers=EVEN[4], lora=True, recompute="full"),
-    "frozen stages": Case(layers=EVEN[4], stages=4, frozen_below=2),
-    "frozen chunks": Case(layers=EVEN[4], frozen_below=3),
     "broken order": Case(broken="order"),
     "broken positions": Case(broken="positions", lora=True),
 }
@@ -107,11 +103,6 @@ def decoder_of(case: Case, cut: tuple | None = None) -> Decoder:
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data.copy_(torch.sin(torch.arange(p.numel()) * 0.3 + len(name)).view_as(p) * 0.05)
-        if case.frozen_below:
-            layer = (
-                int(name.split(".")[2]) if ".layers." in name else -1 if "embed" in name else len(model.model.layers)
-            )
-            p.requires_grad_(layer >= case.frozen_below)
     return Decoder(model, case.recompute).train()
 
 

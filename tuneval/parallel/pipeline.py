@@ -48,7 +48,6 @@ class Pipeline:
         self.layout, self.group, self.device, self.dtype = layout, group, device, dtype
         self.stage = dist.get_rank(group)
         self.chunks = dict(zip(layout.chunks_of(self.stage), map(_Chunk, chunks), strict=True))
-        self._trained = self._trained_chunks()
 
     def step(
         self,
@@ -91,32 +90,23 @@ class Pipeline:
             return None
         return [float(loss) / (scale if train else 1.0) for loss in losses]
 
-    def _trained_chunks(self) -> list[bool]:
-        """For every global chunk, whether it holds a parameter that is trained."""
-        mine = {number: any(p.requires_grad for p in chunk.parameters()) for number, chunk in self.chunks.items()}
-        everyone: list[dict[int, bool]] = [{} for _ in range(self.layout.pipeline)]
-        dist.all_gather_object(everyone, mine, group=self.group)
-        return [flag for _, flag in sorted(item for flags in everyone for item in flags.items())]
-
     def _make_stage(self, number: int, length: int, train: bool) -> _Stage:
-        """A stage object for one step: its shapes are fixed, and the next step's micro-batches have others."""
+        """A stage object for one step: its shapes are fixed, and the next step's micro-batches have others.
+
+        In training every chunk hands on a gradient: each holds a layer, and of each layer something is trained.
+        """
         chunk, layout = self.chunks[number], self.layout
         tokens = length // layout.tensor if layout.sequence_parallel else length
-        hidden = (1, tokens, chunk.decoder.config.hidden_size)
-
-        def between(after: int) -> torch.Tensor:
-            """What chunk `after` hands on; with a gradient where a chunk up to it is trained."""
-            wants_gradient = train and any(self._trained[: after + 1])
-            return torch.empty(hidden, dtype=self.dtype, device="meta", requires_grad=wants_gradient)
-
-        last = number == len(layout.layers) - 1
+        shape = (1, tokens, chunk.decoder.config.hidden_size)
+        hidden = torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=train)
+        loss = torch.empty(1, device="meta", requires_grad=train)
         stage = _Stage(
             chunk,
             number,
             len(layout.layers),
             self.device,
-            input_args=() if number == 0 else (between(number - 1),),
-            output_args=(torch.empty(1, device="meta", requires_grad=train) if last else between(number),),
+            input_args=() if number == 0 else (hidden,),
+            output_args=(loss if number == len(layout.layers) - 1 else hidden,),
             group=self.group,
         )
         stage.sums_at_the_end = layout.sharding == "optimizer"

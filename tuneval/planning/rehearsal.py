@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from tuneval.model.lora import LoraSettings
 from tuneval.parallel.apply import parallelize
 from tuneval.parallel.data import sharded_modules
 from tuneval.parallel.mesh import Layout, Mesh
-from tuneval.parallel.pipeline import Pipeline
 from tuneval.planning.ledger import Ledger
 from tuneval.training.loop import OneProcess
 from tuneval.training.optim import make_optimizer
@@ -135,10 +135,9 @@ def rehearse(part: Part) -> Account:
     with _process_group(part.rank, layout.world_size):
         mesh = Mesh(layout)
         source = _FakeWeights(hf_config, work.dtype, mode)
-        with _agreement(layout):
-            runner = parallelize(
-                hf_config, source, mesh, work.dtype, torch.device("cpu"), lora=work.lora, recompute=work.recompute
-            )
+        runner = parallelize(
+            hf_config, source, mesh, work.dtype, torch.device("cpu"), lora=work.lora, recompute=work.recompute
+        )
         return _step(runner, mesh, work, mode)
 
 
@@ -162,12 +161,12 @@ def _step(runner: Any, mesh: Mesh, work: Work, mode: FakeTensorMode) -> Account:
         (runner if several else OneProcess(runner.chunks[0])).accumulate(batch, 1.0)
         in_passes = ledger.sent.copy()
         optimizer.reduce_gradients()
-        gradients = [s.gradient for s in slots if s.gradient is not None]
-        ledger.hold(gradients, GRADIENTS)
+        summed = [s.gradient for s in slots if s.gradient is not None]
+        ledger.hold(summed, GRADIENTS)
         optimizer.grad_norm()
     account = Account(
         memory=ledger.at_peak(),
-        gradients=sum(g.untyped_storage().nbytes() for g in gradients),
+        gradients=sum(g.untyped_storage().nbytes() for g in summed),
         sent_in_passes=dict(in_passes),
         sent_after=dict(ledger.sent - in_passes),
         forward_flops=ledger.flops["forward"],
@@ -206,7 +205,7 @@ class _Batch:
 
 
 def _micro_batch(segments: tuple[int, ...]) -> MicroBatch:
-    positions = torch.cat([torch.arange(b - a) for a, b in zip(segments, segments[1:])])[None]  # noqa: RUF007
+    positions = torch.cat([torch.arange(b - a) for a, b in pairwise(segments)])[None]
     ids = torch.zeros_like(positions)
     return MicroBatch(ids, ids, torch.ones(ids.shape), positions, segments, tuple(range(len(segments) - 1)))
 
@@ -262,17 +261,6 @@ def _process_group(rank: int, world_size: int) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def _agreement(layout: Layout) -> Iterator[None]:
-    """Stages ask each other whether they train anything; nobody answers here, and each of them does."""
-    asked = Pipeline._trained_chunks
-    Pipeline._trained_chunks = lambda self: [True] * len(layout.layers)
-    try:
-        yield
-    finally:
-        Pipeline._trained_chunks = asked
 
 
 def _axes(mesh: Mesh) -> dict[str, str]:
