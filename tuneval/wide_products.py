@@ -97,7 +97,11 @@ def _addmm_in_place(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **factors
 def _multiply(
     c: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, factors: dict[str, float]
 ) -> torch.Tensor | None:
-    """out = a b, or beta c + alpha a b: the larger operand is widened in blocks, along its memory, the other one whole."""
+    """out = a b, or beta c + alpha a b: the larger operand is widened in blocks, along its memory, the other one whole.
+
+    Where the larger one lies in memory across k, its blocks are stretches of k, and so are the other one's: what they give is
+    summed.
+    """
     if not _takes(a, b) or out.shape != (a.shape[0], b.shape[1]):
         return None
     if out.dtype != a.dtype or (c is not None and c.dtype != a.dtype):
@@ -106,8 +110,8 @@ def _multiply(
     thin = min(m, k, n) <= THIN
     by_rows = a.numel() >= b.numel() or k <= THIN
     parts = _blocks(k, max(m, n), thin)
-    together = a.stride(0) == 1 if by_rows else b.stride(1) == 1
-    if len(parts) > 1 and together and c is None and out.numel() <= max(a.numel(), b.numel()):
+    lies_across_k = a.stride(0) == 1 if by_rows else b.stride(1) == 1
+    if len(parts) > 1 and lies_across_k and c is None and out.numel() <= max(a.numel(), b.numel()):
         return out.copy_(_sum(a, b, parts) if m <= n else _sum(b.t(), a.t(), parts).t())
     if c is not None:
         c = c.expand(out.shape)

@@ -127,8 +127,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         widest = len(weight) if words is None else words.share  # every process makes the same chunks
         # A second chunk's gradient of the weight [W, H] is added in fp32: its memory may as well be so many more rows of logits.
         room = CHUNK_BYTES if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
-        rows = max(room // (4 * widest), 4 * hidden.shape[1] // weight.itemsize if wants_weight else 1)
-        chunk = max(1, min(len(hidden), rows))
+        most = max(room // (4 * widest), 4 * hidden.shape[1] // weight.itemsize if wants_weight else 1)
+        chunk = max(1, min(len(hidden), most))
         # Weights such as 1/50000 underflow in fp16: they enter its products as shares of the largest.
         largest = torch.cat((weights.abs(), weights.new_full((1,), torch.finfo(torch.float32).tiny))).max()
         shares = weights / largest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -100,19 +101,17 @@ class Estimate:
     def passes(self, speed: Speed) -> Timetable:
         """The step's forward and backward passes on every stage, tensor-parallel traffic included, data-parallel not."""
         rehearsed = self.micro_batches / self.scale
+        chunks = self.layout.chunks_per_stage  # each takes its share of its stage's time
         forward, backward, transfer = [], [], 0.0
         for stage in self.stages:
-            chunks = self.layout.chunks_per_stage
             traffic = sum(size for (axis, _), size in stage.sent_in_passes.items() if axis == "tp") / speed.link
             flops = stage.forward_flops + stage.backward_flops
             for times, part in ((forward, stage.forward_flops), (backward, stage.backward_flops)):
                 times.append((part / speed.flops + traffic * part / max(flops, 1)) / rehearsed / chunks)
             sends = sum(size for (axis, _), size in stage.sent_in_passes.items() if axis == "pp")
             transfer = max(transfer, sends / speed.link / rehearsed / 2 / chunks)
-        # Stages with several chunks: each takes its share of the stage's time.
-        spread = [forward[c % len(forward)] for c in range(len(self.layout.layers))]
-        back = [backward[c % len(backward)] for c in range(len(self.layout.layers))]
-        return timetable(self.layout, self.micro_batches, spread, back, transfer)
+        # of all global chunks: number c runs on stage c % stages
+        return timetable(self.layout, self.micro_batches, forward * chunks, backward * chunks, transfer)
 
     def seconds(self, speed: Speed) -> float:
         """Of a step, as if nothing overlapped."""
@@ -162,8 +161,6 @@ def _enough(count: int, layout: Layout) -> int:
 
 def with_layers(job: Job, layout: Layout, each: int) -> tuple[Job, Layout]:
     """The same job on a model of `each` layers in every chunk: layers are alike, so that memory is linear in them."""
-    import copy
-
     config = copy.deepcopy(job.hf_config)
     chunks = len(layout.layers)
     config.num_hidden_layers = each * chunks
