@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
+import pytest
+
+from tuneval.errors import UserError
 from tuneval.planning.rehearsal import Rehearsals
+
+
+class Deadly:
+    """In the place of a `Part`."""
+
+    @property
+    def hf_config(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_not_waited_for():
+    with Rehearsals() as rehearsals, pytest.raises(UserError, match="status -9: killed, or out of memory"):
+        rehearsals.run([Deadly()])
 
 
 def test_ctrl_c_is_the_parents_to_handle():

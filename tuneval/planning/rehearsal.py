@@ -102,9 +102,19 @@ class Rehearsals:
         """The account of each, in order.
 
         Raises:
-            UserError: the model can't be spread so.
+            UserError: the model can't be spread so, or a process was killed.
         """
-        return self._pool.map(_rehearse, parts, chunksize=1)
+        accounts, processes = self._pool.map_async(_rehearse, parts, chunksize=1), set()
+        while not accounts.ready():
+            processes.update(self._pool._pool)  # each is replaced when it has ended, in whatever way
+            killed = [process.exitcode for process in processes if process.exitcode]
+            if killed:  # a pool waits for their accounts forever
+                raise UserError(
+                    f"a rehearsal ended with status {killed[0]}: killed, or out of memory. {len(self._pool._pool)} run side "
+                    "by side, on as many cores as there are: give fewer (taskset -c 0), or more memory"
+                )
+            accounts.wait(0.2)
+        return accounts.get()
 
 
 def _leave_ctrl_c() -> None:
