@@ -13,7 +13,7 @@ from tuneval.data.batches import global_batches, make_global_batch, sample_order
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora
-from tuneval.training.loop import NotFinite, OneProcess, Progress, evaluate, train
+from tuneval.training.loop import NotFinite, OneProcess, Progress, train
 from tuneval.training.loss_scale import LossScaler
 from tuneval.training.optim import make_optimizer
 from tuneval.training.schedule import Schedule
@@ -215,10 +215,10 @@ def test_a_batch_without_trainable_token_updates_nothing(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(decoder.parameters(), before, strict=True))
 
 
-def test_evaluation_is_the_mean_without_dropout(dataset):
+def test_evaluation_goes_without_dropout(dataset):
     decoder = decoder_of(tiny_model())
     decoder.train()
     batch = make_global_batch(dataset, list(range(12)), BatchConfig(), 64)
-    loss = evaluate(OneProcess(decoder), [batch])
+    loss = OneProcess(decoder).evaluate(batch)
     (step,), _ = run(decoder, dataset, steps=1, batch=BatchConfig(global_batch_size=4))
     assert decoder.training and loss == pytest.approx(step.loss, rel=0.2) and loss != step.loss

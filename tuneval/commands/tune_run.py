@@ -19,7 +19,7 @@ from tuneval.commands.tune_plan import Plan
 from tuneval.data.batches import GlobalBatch, Share, global_batches, make_global_batch
 from tuneval.errors import UserError
 from tuneval.parallel.mesh import Mesh
-from tuneval.training.loop import NotFinite, Progress, Step, evaluate, train
+from tuneval.training.loop import NotFinite, Progress, Step, train
 from tuneval.training.loss_scale import LossScaler
 
 
@@ -98,7 +98,7 @@ class TuneRun:
 
     def _validate(self, log: RunLog, where: str) -> None:
         if self._validation is not None:
-            log.validation(self.progress.step, evaluate(self.runner, [self._validation]), where)
+            log.validation(self.progress.step, self.runner.evaluate(self._validation), where)
 
     def _split_batch(self, split: int) -> GlobalBatch | None:
         """The samples that validation (1) or test (2) looks at, always the same, as one batch; None: there are none."""
@@ -172,7 +172,7 @@ class TuneRun:
         test = self._split_batch(2)
         if test is not None:
             where = f"iteration {self.progress.step} on test set"
-            log.say_validation(evaluate(self.runner, [test]), where)
+            log.say_validation(self.runner.evaluate(test), where)
         result = self._write(log)
         notes = [f"{self.progress.step} steps, {self.progress.samples} samples"]
         if self.progress.untrainable:

@@ -205,12 +205,6 @@ def train(
         )
 
 
-def evaluate(runner: Runner, batches: Iterable[GlobalBatch]) -> float:
-    """Mean loss of the batches' trained tokens (weights as in the batches), without dropout. NaN without batches."""
-    losses = [runner.evaluate(batch) for batch in batches]
-    return sum(losses) / len(losses) if losses else math.nan
-
-
 def _advance(progress: Progress, batch: GlobalBatch, skipped: bool) -> None:
     progress.step += 1
     progress.samples += len(batch.sample_ids)
