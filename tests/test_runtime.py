@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -47,3 +48,13 @@ def test_memory_is_the_accelerators_own_in_every_version(accelerator, monkeypatc
     assert runtime.peak_memory_bytes() == 123
     accelerator(as_in_torch_2_6(available=False))
     assert runtime.peak_memory_bytes() > 10_000_000  # this process on the host
+
+
+def test_fsdp_is_found_where_torch_2_5_has_it(monkeypatch):
+    import torch.distributed.fsdp
+
+    assert runtime.fsdp() is torch.distributed.fsdp
+    older = SimpleNamespace()
+    monkeypatch.delattr(torch.distributed.fsdp, "fully_shard")
+    monkeypatch.setitem(sys.modules, "torch.distributed._composable.fsdp", older)
+    assert runtime.fsdp() is older

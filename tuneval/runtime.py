@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -236,6 +237,12 @@ def packed_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[
     packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), None if bias is None else bias.float())
     product = torch.ops.quantized.linear_dynamic_fp16.default  # the activations stay fp32, whatever its name says
     return lambda x: product(x.float(), packed).to(x.dtype)
+
+
+def fsdp() -> ModuleType:
+    """torch's `fully_shard` and what belongs to it, at the place that torch 2.5 has it, or the public one."""
+    public = import_module("torch.distributed.fsdp")
+    return public if hasattr(public, "fully_shard") else import_module("torch.distributed._composable.fsdp")
 
 
 def mend_pipelining() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tuneval.model.decoder import Decoder
+from tuneval.runtime import fsdp
+
+FSDPModule, MixedPrecisionPolicy, fully_shard = fsdp().FSDPModule, fsdp().MixedPrecisionPolicy, fsdp().fully_shard
 
 
 def shard(decoder: Decoder, mesh: DeviceMesh, full: bool) -> None:

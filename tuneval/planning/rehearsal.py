@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.distributed.fsdp import FSDPModule
 from transformers import PretrainedConfig
 
 from tuneval.config.schema import OptimConfig, OptimStateConfig
@@ -25,7 +24,7 @@ from tuneval.errors import UserError
 from tuneval.model.build import empty_model
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.apply import parallelize
-from tuneval.parallel.data import sharded_modules
+from tuneval.parallel.data import FSDPModule, sharded_modules
 from tuneval.parallel.mesh import Layout, Mesh
 from tuneval.planning.ledger import Ledger
 from tuneval.training.loop import OneProcess
