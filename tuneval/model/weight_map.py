@@ -154,11 +154,9 @@ class Row:
 
     def parts(self, tp: int, rank: int) -> list[Part]:
         """What rank `rank` of `tp` holds, along tp_dim (dim 0 where every rank holds all)."""
-        dim = self.tp_dim or 0
-        sizes = tuple(shape[dim] for shape in self.hf_shapes)
-        return _parts(self.order, sizes, self.groups, 1 if self.tp_dim is None else tp)[
-            rank if self.tp_dim is not None else 0
-        ]
+        sizes = tuple(shape[self.tp_dim or 0] for shape in self.hf_shapes)
+        tp, rank = (1, 0) if self.tp_dim is None else (tp, rank)
+        return _parts(self.order, sizes, self.groups, tp)[rank]
 
     def rank_shape(self, tp: int) -> tuple[int, ...]:
         """Shape of the tensor in each rank file."""
@@ -206,23 +204,30 @@ class Row:
             start: first element along tp_dim (dim 0 where every rank holds all).
             stop: one past the last.
         """
-        dim, shape, tensor = self.tp_dim or 0, list(self.hf_shapes[hf]), None
-        block = _rows_of_a_block(shape) if dim == 0 else shape[dim]
-        shape[dim] = stop - start
+        dim, shape, runs = self.tp_dim or 0, list(self.hf_shapes[hf]), self._runs(tp, hf, start, stop)
+        block = _rows_of_a_block(shape) if dim == 0 and len(runs) > 1 else shape[dim]
+        shape[dim], tensor = stop - start, None
+        for rank, inside, at, size in runs:
+            for done in range(0, size, block):
+                count = min(block, size - done)
+                piece = read_rank(rank, dim, inside + done, inside + done + count)
+                if count == stop - start and piece.is_contiguous():  # nothing to put together
+                    return piece
+                tensor = torch.empty(shape, dtype=piece.dtype) if tensor is None else tensor
+                tensor.narrow(dim, at + done, count).copy_(piece)
+        return tensor
+
+    def _runs(self, tp: int, hf: int, start: int, stop: int) -> list[tuple[int, int, int, int]]:
+        """Where a slice of one Hugging Face tensor lies: (rank, first element there, first in the slice, elements)."""
+        runs = []
         for rank in range(1 if self.tp_dim is None else tp):
-            at = 0
+            before = 0  # elements of the rank's tensor before the part
             for part in self.parts(tp, rank):
                 low, high = max(part.start, start), min(part.stop, stop)
-                step = max(1, high - low) if high - low == stop - start else block  # one run: nothing to put together
-                for first in range(low, high, step) if part.hf == hf else ():
-                    size, inside = min(step, high - first), at + first - part.start
-                    piece = read_rank(rank, dim, inside, inside + size)
-                    if size == stop - start and piece.is_contiguous():
-                        return piece
-                    tensor = torch.empty(shape, dtype=piece.dtype) if tensor is None else tensor
-                    tensor.narrow(dim, first - start, size).copy_(piece)
-                at += part.stop - part.start
-        return tensor
+                if part.hf == hf and low < high:
+                    runs.append((rank, before + low - part.start, low - start, high - low))
+                before += part.stop - part.start
+        return runs
 
 
 def _rows_of_a_block(shape: list[int]) -> int:
@@ -306,10 +311,9 @@ def check_tensor_parallel(hf_config: Any, tp: int, flag: str, problems: Problems
 
 def _cut_sizes(hf_config: Any) -> dict[str, int]:
     s, d = sizes_of(hf_config), head_dim_of(hf_config)
-    heads, groups = hf_config.num_attention_heads, hf_config.num_key_value_heads
+    heads, groups, qkv = hf_config.num_attention_heads, hf_config.num_key_value_heads, s["q"] + 2 * s["k"]
     return {
-        f"linear_qkv has {s['q'] + 2 * s['k']} rows ({heads} heads and 2 x {groups} KV heads of {d})": s["q"]
-        + 2 * s["k"],
+        f"linear_qkv has {qkv} rows ({heads} heads and 2 x {groups} KV heads of {d})": qkv,
         f"linear_proj has {s['q']} columns ({heads} heads of {d})": s["q"],
         f"the feed-forward size is {s['f']}": s["f"],
         f"the vocabulary has {s['v']} rows": s["v"],
