@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -66,7 +66,7 @@ def read_megatron_lora(files: MegatronFiles, hf_config: Any, stated: MegatronLor
     return adapter
 
 
-def _named(chunks: list[Chunk]) -> list[list[dict[str, StoredTensor]]]:
+def _named(chunks: list[Chunk]) -> list[Chunk]:
     """`decoder.layers.0.mlp.linear_fc1.lora_A.default.weight` -> `decoder.layers.0.mlp.linear_fc1.lora_A`."""
     return [
         [{re.sub(r"(\.lora_[AB])(\.\w+)?\.weight$", r"\1", n): t for n, t in rank.items()} for rank in c]
@@ -93,50 +93,70 @@ def _alpha(files: MegatronFiles, r: int, stated: MegatronLoraConfig) -> float:
     return float(own if own is not None else stated.lora_alpha)
 
 
-def _factors(
-    files: MegatronFiles, named: list[list[dict[str, StoredTensor]]], hf_config: Any, r: int
-) -> dict[str, tuple[Factor, Factor]]:
-    places, factors = places_of(named), {}
-    unused = {(c, rank, name) for c, chunk in enumerate(named) for rank, held in enumerate(chunk) for name in held}
-    problems = Problems()
-    problems.check(
-        len(places) == hf_config.num_hidden_layers,
-        f"{files.iteration_folder}: LoRA in {len(places)} layers, the model has {hf_config.num_hidden_layers}",
-    )
-    for row in filter(is_adapted, rows(hf_config)):
-        if row.layer not in places:
-            continue
-        number, local = places[row.layer]
-        stem = row.megatron_name(local).removesuffix(".weight")
-        held = [[rank.get(f"{stem}.lora_{half}") for rank in named[number]] for half in "AB"]
-        if not any(t is not None for both in held for t in both):
-            continue
-        for half, stored, like in zip("AB", held, factor_rows(row, r)):
-            unused -= {(number, rank, f"{stem}.lora_{half}") for rank in range(files.tp)}
-            wrong = [t is None or tuple(t.shape) != like.rank_shape(files.tp) for t in stored]
-            problems.check(
-                not any(wrong),
-                f"{files.iteration_folder}: {stem}.lora_{half} of layer {row.layer}: missing on a rank, or not "
-                f"{list(like.rank_shape(files.tp))}",
-            )
+def _factors(files: MegatronFiles, named: list[Chunk], hf_config: Any, r: int) -> dict[str, tuple[Factor, Factor]]:
+    """A and B of each adapted Hugging Face module."""
+    held, factors = _held(named, hf_config), {}
+    _check_held(files, named, held, hf_config, r)
+    for row, halves in held.items():
+        a, b = factor_rows(row, r)
         for which, weight in enumerate(row.hf_names):
-            pair = zip(factor_rows(row, r), held)
-            a, b = (_factor(like, s, files.tp, min(which, len(like.hf_names) - 1)) for like, s in pair)
-            factors[weight.removesuffix(".weight")] = (a, b)
-    problems.check(not unused, f"{files.iteration_folder}: left over: {', '.join(n for *_, n in sorted(unused)[:4])}")
-    problems.raise_if_any()
+            of_module = _factor(a, halves[0].stored, 0), _factor(b, halves[1].stored, which)  # the modules share A
+            factors[weight.removesuffix(".weight")] = of_module
     return factors
 
 
-def _factor(like: Row, stored: list[StoredTensor], tp: int, which: int) -> Factor:
-    shape, dim = like.hf_shapes[which], like.tp_dim or 0
+class _Half(NamedTuple):
+    """A or B of one layer, as rank files hold it."""
+
+    chunk: int
+    name: str
+    stored: list[StoredTensor | None]
+    """On each rank; None: missing there."""
+
+
+def _held(named: list[Chunk], hf_config: Any) -> dict[Row, tuple[_Half, _Half]]:
+    """Row -> A and B, for the rows of which a rank holds any."""
+    places, held = places_of(named), {}
+    for row in filter(is_adapted, rows(hf_config)):
+        if row.layer in places:
+            chunk, local = places[row.layer]
+            names = (row.megatron_name(local).removesuffix("weight") + half for half in ("lora_A", "lora_B"))
+            halves = tuple(_Half(chunk, name, [rank.get(name) for rank in named[chunk]]) for name in names)
+            if any(tensor is not None for half in halves for tensor in half.stored):
+                held[row] = halves
+    return held
+
+
+def _check_held(
+    files: MegatronFiles, named: list[Chunk], held: dict[Row, tuple[_Half, _Half]], hf_config: Any, r: int
+) -> None:
+    """Raise one UserError for layers without LoRA, factors missing or of a wrong shape, and tensors left over."""
+    problems, where, layers = Problems(), files.iteration_folder, len(places_of(named))
+    expected = hf_config.num_hidden_layers
+    problems.check(layers == expected, f"{where}: LoRA in {layers} layers, the model has {expected}")
+    for row, halves in held.items():
+        for half, like in zip(halves, factor_rows(row, r)):
+            shape = like.rank_shape(files.tp)
+            problems.check(
+                all(tensor is not None and tensor.shape == shape for tensor in half.stored),
+                f"{where}: {half.name} of layer {row.layer}: missing on a rank, or not {list(shape)}",
+            )
+    used = {(half.chunk, half.name) for halves in held.values() for half in halves}
+    there = {(number, name) for number, chunk in enumerate(named) for rank in chunk for name in rank}
+    unused = [name for _, name in sorted(there - used)]
+    problems.check(not unused, f"{where}: left over: {', '.join(unused[:4])}")
+    problems.raise_if_any()
+
+
+def _factor(like: Row, stored: list[StoredTensor], which: int) -> Factor:
+    """One Hugging Face factor in the rank files' tensors of a row of `factor_rows`."""
+    shape = like.hf_shapes[which]
 
     def read() -> torch.Tensor:
-        if like.tp_dim is None:
-            return stored[0].read()  # of every module: a shared A
-        if dim == 1:
-            return torch.cat([rank.read() for rank in stored], 1)
-        return like.split(lambda rank, d, low, high: stored[rank].read_slice(d, low, high), tp, which, 0, shape[0])
+        def read_rank(rank: int, dim: int, start: int, stop: int) -> torch.Tensor:
+            return stored[rank].read_slice(dim, start, stop)
+
+        return like.split(read_rank, len(stored), which, 0, shape[like.tp_dim or 0])
 
     return Factor(shape, read)
 
