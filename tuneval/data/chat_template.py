@@ -37,9 +37,9 @@ class ChatTemplate(Template):
         if not getattr(tokenizer, "chat_template", None):
             known = ", ".join(PROMPT_TYPES)
             raise UserError(f"--prompt-type {AUTO}: the tokenizer has no chat template. Name one: {known}")
-        self._excess, self._lead, self._marker, self._opening, self._prefix = "", "", "", "", ""
-        self._direct = False
-        self._probe_borders()
+        # What no probe has found yet counts as not there: the long way is always right. Each probe uses those before it.
+        self._direct, self._excess, self._opening, self._prefix = False, "", "", ""
+        self._excess, self._lead, self._marker = self._probe_borders()
         self._direct = self._probe_direct()
         self._opening = self._probe_opening()
         self._prefix = self._probe_prefix()
@@ -63,14 +63,18 @@ class ChatTemplate(Template):
     # -- rendering
 
     def _render(self, batch: list[Sequence[Message]], prompt: bool) -> list[str]:
-        rows = [[{"role": m.role, "content": m.content} for m in messages] for messages in batch]
-        if not rows:
+        if not batch:
             return []
-        if not self._direct:
-            return self.tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=prompt)
+        return self._render_directly(batch, prompt) if self._direct else self._render_by_transformers(batch, prompt)
+
+    def _render_by_transformers(self, batch: list[Sequence[Message]], prompt: bool) -> list[str]:
+        return self.tokenizer.apply_chat_template(_as_dicts(batch), tokenize=False, add_generation_prompt=prompt)
+
+    def _render_directly(self, batch: list[Sequence[Message]], prompt: bool) -> list[str]:
+        """By the compiled template alone: `apply_chat_template` copies every message twice."""
         compiled = _compiled(self.tokenizer.get_chat_template())
         names = {"tools": None, "documents": None, "add_generation_prompt": prompt, **self.tokenizer.special_tokens_map}
-        return [compiled.render(names, messages=row) for row in rows]
+        return [compiled.render(names, messages=messages) for messages in _as_dicts(batch)]
 
     def _render_prompts(self, batch: list[Sequence[Message]]) -> list[str]:
         return [text.removesuffix(self._excess) for text in self._render(batch, prompt=True)]
@@ -157,8 +161,8 @@ class ChatTemplate(Template):
 
     # -- what a probe conversation shows
 
-    def _probe_borders(self) -> None:
-        """Learn what stands between an answer and its end-of-turn token, and what the generation prompt adds."""
+    def _probe_borders(self) -> tuple[str, str, str]:
+        """What a prompt has beyond the text that an answer follows; what ends an answer: text, then end-of-turn token."""
         answer = "Certainly."
         messages = (Message("user", "Hello"), Message("assistant", answer))
         try:
@@ -169,7 +173,6 @@ class ChatTemplate(Template):
                 f"--prompt-type {AUTO}: the tokenizer's chat template can't render a question and its answer ({error})"
             ) from None
         common = _common(text, prompt)
-        self._excess = prompt[common:]
         end = text.rfind(answer) + len(answer)
         if common > end - len(answer):
             raise UserError(f"--prompt-type {AUTO}: the tokenizer's chat template doesn't show the assistant's answer")
@@ -177,17 +180,18 @@ class ChatTemplate(Template):
         specials = [t for t in self._special_tokens() if t in tail]
         if not specials:
             warn("the chat template ends an answer without a special token: a model tuned with it can't learn to stop")
-            return
-        self._marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
-        self._lead = tail[: tail.index(self._marker)]
+            return prompt[common:], "", ""
+        marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
+        return prompt[common:], tail[: tail.index(marker)], marker
 
     def _probe_direct(self) -> bool:
-        """Whether the compiled template alone renders what `apply_chat_template` does, which copies every message twice."""
+        """Whether the compiled template alone renders what `apply_chat_template` does."""
         batch = [c.messages[:n] for c in PROBES for n in (1, len(c.messages))]
         try:
-            expected = [self._render(batch, prompt) for prompt in (False, True)]
-            self._direct = True
-            return [self._render(batch, prompt) for prompt in (False, True)] == expected
+            return all(
+                self._render_directly(batch, prompt) == self._render_by_transformers(batch, prompt)
+                for prompt in (False, True)
+            )
         except (ImportError, TemplateError, TypeError, ValueError):
             return False
 
@@ -247,6 +251,10 @@ PROBES = [
     )
 ]
 SYSTEM_PROBES = [Conversation((Message("system", "Be brief."), *c.messages), 0) for c in PROBES]
+
+
+def _as_dicts(batch: list[Sequence[Message]]) -> list[list[dict[str, str]]]:
+    return [[{"role": m.role, "content": m.content} for m in messages] for messages in batch]
 
 
 def _compiled(chat_template: str) -> Any:
