@@ -238,6 +238,28 @@ def test_templates_that_trim_think_and_open_a_thought(tokenizer):
     assert encoded.input_ids[: len(prompt)] == prompt
 
 
+def test_a_line_break_behind_an_answer_with_a_thought_is_trained(tokenizer):
+    """DeepSeek-R1's distilled models drop a thought, Qwen3 writes it anew; both keep how the answer ends."""
+    said = "m.content.split('</think>')[-1]"
+    for body in (said, f"'<think>\\n' + m.content.split('</think>')[0][7:] + '\\n</think>\\n\\n' + {said}"):
+        text = LOOP.replace("BODY", f"({body} if '</think>' in m.content else m.content)")
+        thinking = with_chat_template(tokenizer, text + GENERATE)
+        (trained,) = spans(load_template("auto", thinking).encode(talk("A", "<think>two</think>four\n")), thinking)
+        assert trained.endswith("four\n<|im_end|>")
+
+
+def test_a_thought_that_the_prompt_opens_and_earlier_answers_lose(tokenizer):
+    """Qwen3's thinking models."""
+    last = "(('<think>\\n\\n</think>\\n\\n' if loop.last and m.role == 'assistant' else '') + m.content)"
+    opening = GENERATE.replace("assistant\\n", "assistant\\n<think>\\n")
+    thinking = with_chat_template(tokenizer, LOOP.replace("BODY", last) + opening)
+    template, conversation = load_template("auto", thinking), talk("A", "four", "B", "C")
+    encoded = template.encode(conversation)
+    assert spans(encoded, thinking)[0] == "four<|im_end|>" and spans(encoded, thinking)[1].endswith("C<|im_end|>")
+    prompt = template.prompt_ids(conversation.messages[:3])
+    assert encoded.input_ids[: len(prompt)] == prompt and encoded.labels[len(prompt)] != MASKED
+
+
 def test_tokenizers_that_begin_every_text_with_a_space_are_encoded_whole(metaspace_tokenizer):
     from tokenizers import pre_tokenizers
 

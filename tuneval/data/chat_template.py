@@ -115,7 +115,8 @@ class ChatTemplate(Template):
     def _answer_end(self, text: str, content: str, start: int, limit: int) -> int:
         """Where an answer's end-of-turn token ends. A template may trim an answer, or drop its thoughts."""
         tail = self._lead + self._marker
-        for form in (content, content.strip(), content.split("</think>")[-1].strip()):
+        said = content.split("</think>")[-1].lstrip()
+        for form in (content, content.strip(), said, said.rstrip()):
             wanted = form + tail
             at = start if text.startswith(wanted, start) else text.find(wanted, start, limit)
             if at >= 0 and (form or at == start) and not (self._marker and self._marker in text[start:at]):
@@ -172,7 +173,7 @@ class ChatTemplate(Template):
             raise UserError(
                 f"--prompt-type {AUTO}: the tokenizer's chat template can't render a question and its answer ({error})"
             ) from None
-        common = _common(text, prompt)
+        common = min(_common(whole, prompt) for whole in (text, self._longer(messages) or text))
         end = text.rfind(answer) + len(answer)
         if common > end - len(answer):
             raise UserError(f"--prompt-type {AUTO}: the tokenizer's chat template doesn't show the assistant's answer")
@@ -183,6 +184,13 @@ class ChatTemplate(Template):
             return prompt[common:], "", ""
         marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
         return prompt[common:], tail[: tail.index(marker)], marker
+
+    def _longer(self, messages: tuple[Message, ...]) -> str | None:
+        """The text of a conversation that goes on: a template may open a thought in a prompt and drop it from earlier answers."""
+        try:
+            return self._render([messages + PROBES[0].messages], prompt=False)[0]
+        except (TemplateError, TypeError, ValueError):
+            return None
 
     def _probe_direct(self) -> bool:
         """Whether the compiled template alone renders what `apply_chat_template` does."""
