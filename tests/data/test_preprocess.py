@@ -347,3 +347,10 @@ def test_every_real_record_equals_the_tokenizers_own_chat_template(real_model, r
             conversation
         )
     assert different < len(conversations) / 1000
+
+
+def test_a_first_row_without_messages_does_not_decide_what_the_others_are(config):
+    talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "four"}]
+    for empty in ([], None):
+        manifest = preprocess(config([{"messages": empty}, {"messages": talk}]))
+        assert (manifest["handler"], manifest["samples"]) == ("OpenAIInstructionHandler", 1)

@@ -222,13 +222,15 @@ def test_missing_prompt_column_is_named_although_the_query_is_there():
         make_handler("auto", None, {"input": "a", "output": "b"})
 
 
-def test_damaged_gzip_and_endless_brackets(tmp_path):
+def test_damaged_gzip_endless_brackets_and_numbers(tmp_path):
     raw = gzip.compress(json.dumps([{"instruction": "a" * i, "output": "b" * i} for i in range(1, 300)]).encode())
     (tmp_path / "a.json.gz").write_bytes(raw[:100] + b"\x00\x01\x02\xff\xff" + raw[105:])
     with pytest.raises(UserError, match="damaged compressed file"):
         list(read_rows(tmp_path / "a.json.gz"))
     (tmp_path / "b.jsonl").write_text("[" * 100_000 + "\n")
     assert [r.reason for r in read_rows(tmp_path / "b.jsonl")] == ["not JSON"]
+    (tmp_path / "c.jsonl").write_text("1" * 5000 + "\n")  # Python makes no number of that
+    assert [r.reason for r in read_rows(tmp_path / "c.jsonl")] == ["not JSON"]
 
 
 GOOD = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
@@ -258,7 +260,9 @@ def test_json_lines_called_json_may_be_torn(tmp_path):
     assert [r.reason if isinstance(r, BadRow) else r for r in read_rows(file)] == ["not JSON", *GOOD]
 
 
-@pytest.mark.parametrize("text", ["[", "[{]", '{\n"a": 1,\n', "[" * 100_000, "{\n" + '"a": {' * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[", "[{]", "[" + "1" * 5000 + "]", '{\n"a": 1,\n', "[" * 100_000, "{\n" + '"a": {' * 100_000]
+)
 def test_json_that_is_none_is_told(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"not valid JSON.*an object in each line"):

@@ -106,7 +106,8 @@ def _choose_handler(config: PreprocessConfig, map_keys: dict[str, Any] | None, f
     """Make the handler from the columns of the first rows, and say what was chosen where the flags leave it open."""
     columns: dict[str, Any] = {}
     for row in reversed(first):
-        columns.update(row if isinstance(row, dict) else {})
+        given = row.items() if isinstance(row, dict) else ()
+        columns.update({k: v for k, v in given if v or k not in columns})  # an empty list shows no roles
     if not first:
         raise UserError(f"--input {config.input}: holds no records")
     if not columns:

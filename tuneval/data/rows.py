@@ -84,7 +84,7 @@ def parsed(row: Any) -> Any:
         return row
     try:
         return json.loads(row.decode())
-    except (json.JSONDecodeError, RecursionError):  # the second: brackets without end
+    except (ValueError, RecursionError):  # not only JSON's: numbers of 4,300 digits; the second: brackets without end
         return BadRow("not JSON")
 
 
@@ -110,7 +110,9 @@ def _read_json(path: Path, on_total: Callable[[int], None]) -> Iterator[Any]:
             return
         try:
             value = json.load(file)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: not valid JSON ({error}). It may hold an array of objects, or an object in each line"
             ) from None
@@ -125,7 +127,7 @@ def _one_object(first: str, second: str) -> bool:
         return False
     try:
         json.loads(first)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return first.endswith(("{", "[", ","))  # else a torn line
     return not second
 
