@@ -85,6 +85,15 @@ def test_damage_is_named(tmp_path):
     bin_path.write_bytes(bin_path.read_bytes()[:-1])
     with pytest.raises(UserError, match="19 bytes, but its index needs 20"):
         IndexedDataset(tmp_path / "x")
+    bin_path.write_bytes(np.arange(6, dtype="<i4").tobytes())  # of another data set
+    with pytest.raises(UserError, match="24 bytes, but its index needs 20"):
+        IndexedDataset(tmp_path / "x")
+    for lengths, offsets in (([3, 2], [0, 8]), ([7, -2], [0, 28])):
+        idx_path.write_bytes(
+            GOLDEN_IDX[:34] + np.array(lengths, "<i4").tobytes() + np.array(offsets, "<i8").tobytes() + GOLDEN_IDX[58:]
+        )
+        with pytest.raises(UserError, match="do not lie back to back"):
+            IndexedDataset(tmp_path / "x")
     idx_path.write_bytes(GOLDEN_IDX[:60])
     with pytest.raises(UserError, match="cut short"):
         IndexedDataset(tmp_path / "x")

@@ -156,8 +156,11 @@ class IndexedDataset:
         self.path_prefix = Path(path_prefix)
         index_path, bin_path = check_files(self.path_prefix)
         self._read_index(index_path)
+        back_to_back = np.array_equal(self.offsets, _offsets(self.lengths, self.dtype.itemsize))
+        if self.lengths.min(initial=0) < 0 or not back_to_back:
+            raise UserError(f"{index_path}: its sequences do not lie back to back. Preprocess the data again")
         size, needed = bin_path.stat().st_size, int(self.lengths.sum(dtype=np.int64)) * self.dtype.itemsize
-        if size < needed:
+        if size != needed:
             raise UserError(f"{bin_path}: {size} bytes, but its index needs {needed}. Preprocess the data again")
         self._tokens = np.memmap(bin_path, dtype=self.dtype, mode="r") if size else np.empty(0, self.dtype)
 
