@@ -38,6 +38,17 @@ def test_a_failing_folder_leaves_the_old_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    """Models often lie on a larger disk."""
+    link, disk = tmp_path / "model", tmp_path / "disk"
+    link.symlink_to(disk / "model")
+    for text in ("1", "2"):
+        with files.atomic_folder(link) as new:
+            (new / "a").write_text(text)
+        assert link.is_symlink() and (disk / "model" / "a").read_text() == text
+    assert sorted(tmp_path.iterdir()) == [disk, link] and list(disk.iterdir()) == [disk / "model"]
+
+
 def test_json_lines_forgive_a_torn_end_only(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
@@ -45,6 +56,11 @@ def test_json_lines_forgive_a_torn_end_only(tmp_path):
     path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
     with pytest.raises(UserError, match="line 2"):
         files.read_jsonl(path)
+    path.write_text("1" * 5000 + "\n{}\n")  # Python makes no number of that
+    with pytest.raises(UserError, match="line 1 is not valid JSON"):
+        files.read_jsonl(path)
+    with pytest.raises(UserError, match="not valid JSON"):
+        files.read_json(path)
 
 
 def test_json_lines_forgive_an_end_inside_a_character(tmp_path):

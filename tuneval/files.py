@@ -64,9 +64,10 @@ def _name(error: OSError, temporary: Path, path: Path) -> None:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary neighbour folder of `path`; publish it by rename when the block ends well, else remove it.
 
-    An existing folder at `path` is replaced only after the new one is complete.
+    An existing folder at `path` is replaced only after the new one is complete. Where `path` is a link, what it points to is.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     temporary = _neighbour(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -98,10 +99,10 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except (ValueError, RecursionError) as error:  # not only JSON's: Python refuses numbers of 4,300 digits
+        raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             if isinstance(error, UnicodeDecodeError):
