@@ -74,3 +74,5 @@ def test_runs_and_ends(tokenizer):
     assert end_of_turn(labels, labels, {3}, tokenizer) == (
         "<|im_end|> NOT TRAINED, the model won't learn to stop: in 1 of 2 answers"
     )
+    twice = np.array([-100, 5, 3, 3, -100, 6, 7])  # --append-eod
+    assert end_of_turn(twice, twice, {3}, tokenizer).endswith("in 1 of 2 answers")

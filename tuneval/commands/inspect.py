@@ -89,9 +89,10 @@ def end_of_turn(ids: np.ndarray, labels: np.ndarray, stop: set[int], tokenizer: 
     answers = [(a, b) for a, b, trained in runs(labels) if trained]
     if not answers:
         return "no answer is trained in this sample"
-    ending = [int(t) for a, b in answers for t in ids[max(a, b - 2) : b] if int(t) in stop]
+    last = ([int(token) for token in ids[max(a, b - 2) : b] if int(token) in stop] for a, b in answers)
+    ending = [stops[0] for stops in last if stops]  # one an answer: --append-eod trains another behind it
     token = tokenizer.convert_ids_to_tokens(ending[0] if ending else min(stop))
-    verdict = "trained" if len(ending) >= len(answers) else "NOT TRAINED, the model won't learn to stop:"
+    verdict = "trained" if len(ending) == len(answers) else "NOT TRAINED, the model won't learn to stop:"
     return f"{token} {verdict} in {len(ending)} of {len(answers)} answers"
 
 
