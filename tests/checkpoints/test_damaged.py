@@ -103,6 +103,14 @@ def test_an_index_is_held_against_the_files(sharded):
     refused(folder, "not in")
 
 
+def test_ranks_of_two_layouts_in_one_folder(whole, shards, tmp_path):
+    """As a second conversion to the same folder leaves them."""
+    source = HfSource(whole)
+    to_mcore(source, tmp_path / "staged", plan_layout(source.config, 2, 2, None))
+    shutil.copytree(tmp_path / "staged" / "iter_0000001", shards / "iter_0000001", dirs_exist_ok=True)
+    refused(shards, "two checkpoints in one folder")
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 100, b"{}", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_weights_that_are_none(whole, content):
     (whole / "model.safetensors").write_bytes(content)

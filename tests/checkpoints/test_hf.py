@@ -135,3 +135,15 @@ def test_a_config_that_transformers_refuses(tiny_folder):
 def test_reading_a_name_that_is_not_there(tiny_folder):
     with pytest.raises(KeyError, match="nothing"):
         HfSource(tiny_folder("qwen2")).read("nothing")
+
+
+def test_an_index_that_a_larger_save_left_is_passed_by(tmp_path):
+    """transformers removes its old shards and leaves their index; it reads the single file."""
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    (index,) = tmp_path.glob("*.index.json")
+    written = index.read_text()
+    model = tiny_model("llama", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    index.write_text(written)
+    source = HfSource(tmp_path)
+    assert all(torch.equal(source.read(name), p) for name, p in model.named_parameters())

@@ -49,11 +49,11 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files, and what the index says, tensor -> file; None where there is none."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index, single = folder / f"{stem}.index.json", folder / stem
+        if single.is_file():  # as transformers reads: an index beside it was left by a larger save
+            return [single], None
         if index.is_file():
             weight_map = _read_index(index)
             return [folder / name for name in sorted(set(weight_map.values()))], weight_map
-        if single.is_file():
-            return [single], None
     raise UserError(
         f"{folder}: no weights. Looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin and "
         "pytorch_model.bin.index.json."

@@ -84,18 +84,24 @@ _RANK = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3}))?$")
 
 def _rank_grid(folder: Path) -> list[list[Path]]:
     """Rank files by [stage][tp rank]; none may be missing."""
-    ranks = {}
+    ranks, staged = {}, set()
     for path in sorted(folder.glob("mp_rank_*")):
         match = _RANK.match(path.name)
         if match is None:
             raise UserError(f"{path}: expert-parallel ranks; dense models (mp_rank_TT or mp_rank_TT_PPP) can be read")
+        staged.add(match[2] is not None)
         ranks[int(match[2] or 0), int(match[1])] = path / RANK_FILE
     if not ranks:
         other = " (this is the torch_dist format)" if any(folder.glob("*.distcp")) else ""
         raise UserError(f"{folder}: no mp_rank_* folder in it{other}. Save it with Megatron's --ckpt-format torch.")
+    if len(staged) > 1:
+        raise UserError(
+            f"{folder}: ranks with a stage (mp_rank_00_000) and without (mp_rank_00): two checkpoints in one folder. Move "
+            "the older one away"
+        )
     pp, tp = (max(axis) + 1 for axis in zip(*ranks))
-    staged = any("_" in path.parent.name.removeprefix("mp_rank_") for path in ranks.values())
-    wanted = {(p, t): folder / rank_name(t, p, 2 if staged else 1) / RANK_FILE for p in range(pp) for t in range(tp)}
+    named = 2 if staged == {True} else 1  # a single stage may be named, too
+    wanted = {(p, t): folder / rank_name(t, p, named) / RANK_FILE for p in range(pp) for t in range(tp)}
     missing = [str(file.relative_to(folder)) for file in wanted.values() if not file.is_file()]
     if missing:
         more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
