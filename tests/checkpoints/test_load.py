@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from conftest import tiny_model
+from safetensors.torch import load_file, save_file
 
 from tuneval.checkpoints.convert import to_mcore
 from tuneval.checkpoints.hf import HfSource
@@ -194,3 +195,15 @@ def test_a_folders_tokenizer_is_the_one_that_was_saved(family, tiny_folder, toke
     assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == expected
     assert load_tokenizer(folder)(text)["input_ids"] == expected
     assert tokenizer.decode(expected) == text
+
+
+def test_quantised_weights_of_the_right_shape_are_no_weights(tiny_folder, tmp_path):
+    """bitsandbytes' and compressed-tensors' 8-bit folders keep the names and shapes, the scales beside them."""
+    folder, name = tiny_folder(), "model.layers.1.self_attn.q_proj.weight"
+    adapter_of(folder, tmp_path / "adapter")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name: (tensors[name] * 100).to(torch.int8), f"{name}_scale": torch.ones(48, 1)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for load in (lambda: load_model(folder, "fp32"), lambda: open_adapter(tmp_path / "adapter")):
+        with pytest.raises(UserError, match=r"layers\.1\.self_attn\.q_proj\.weight: torch\.int8, so quantised"):
+            load()

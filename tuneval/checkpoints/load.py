@@ -25,7 +25,7 @@ from tuneval.config.schema import MegatronLoraConfig, ParallelConfig
 from tuneval.data.tokenizer import load_tokenizer
 from tuneval.errors import Problems, UserError
 from tuneval.model.adapter import Adapter, is_peft, read_peft
-from tuneval.model.build import build_model, empty_model, stored_names
+from tuneval.model.build import build_model, check_float, empty_model, stored_names
 from tuneval.model.decoder import stored_name
 from tuneval.parallel.mesh import Mesh, make_layout
 from tuneval.parallel.tensor import tensor_parallel
@@ -89,6 +89,8 @@ class AdapterSource:
         self.base, self.factors, self.folder, self.config = base, factors, base.folder, base.config
         self.adapter = factors.folder
         factors.check_fits(base.names(), base.shape, base.folder)
+        for module in factors.factors:
+            check_float(f"{module}.weight", base.dtype(f"{module}.weight"))
         self.names, self.shape, self.dtype = base.names, base.shape, base.dtype
 
     def read(self, name: str) -> torch.Tensor:

@@ -32,7 +32,8 @@ def build_model(
         The model in eval mode, with attention "tuneval".
 
     Raises:
-        UserError: the architecture is unknown to transformers, or tensors are missing or of another shape (all named).
+        UserError: the architecture is unknown to transformers, or tensors are missing or of another shape (all named), or
+            quantised.
     """
     model = empty_model(hf_config, dtype)
     problems = Problems()
@@ -45,11 +46,21 @@ def build_model(
         if tensor.shape != kind.shape:
             problems.add(f"{name}: {list(tensor.shape)} in the checkpoint, {list(kind.shape)} by the config")
             continue
+        if kind.is_floating_point():
+            check_float(name, tensor.dtype)
         _place(model, name, tensor.to(device=device, dtype=dtype).contiguous())
     problems.raise_if_any()
     model.tie_weights()
     compute_buffers(model, device)
     return model.eval()
+
+
+def check_float(name: str, dtype: torch.dtype) -> None:
+    """Raise a UserError for a quantised weight: many have the shape of what they were made of, and would pass for it."""
+    if not dtype.is_floating_point:
+        raise UserError(
+            f"{name}: {dtype}, so quantised, which can't be computed with here. Give the weights it was made of"
+        )
 
 
 def empty_model(hf_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tuneval.errors import Problems
-from tuneval.model.build import compute_buffers
+from tuneval.model.build import check_float, compute_buffers
 from tuneval.parallel.mesh import Mesh
 
 Range = tuple[int, int]
@@ -95,6 +95,7 @@ def fill(
                 problems.add(f"{key}: {list(shape)} in the checkpoint, {list(parameter.shape)} by the config")
                 continue
             part = read_ranges(source, key, ranges)
+            check_float(key, part.dtype)
         filled = _like(parameter, part.to(device=device, dtype=dtype).contiguous())
         for module, leaf in owners[id(parameter)]:
             module._parameters[leaf] = filled
