@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -129,6 +130,14 @@ def test_an_adapter_alone(tmp_path):
         open_source(tmp_path / "lora")
     source = open_adapter(tmp_path / "lora", HfSource(hf))
     close(merged_logits(source, tmp_path / "merged"), peft_logits(hf, adapter))
+
+
+def test_a_missing_rank_of_an_adapter_alone_is_told_as_one(tmp_path):
+    hf, adapter = adapted(tmp_path, SHARED)
+    write(hf, adapter, tmp_path / "lora", (4, 1, None), filtered=True)
+    shutil.rmtree(tmp_path / "lora/iter_0000001/mp_rank_03")
+    with pytest.raises(UserError, match=r"tensor_model_parallel_size = 4, config\.json and the folder say 3"):
+        open_adapter(tmp_path / "lora", HfSource(hf))
 
 
 def test_separate_a_are_stacked_at_a_higher_rank(tmp_path):

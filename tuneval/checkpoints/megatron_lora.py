@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tuneval.checkpoints.layout import check_args
 from tuneval.checkpoints.pickled import StoredTensor
 from tuneval.checkpoints.rank_files import Chunk, MegatronFiles, places_of
 from tuneval.checkpoints.streamed import Pending
@@ -52,8 +53,10 @@ def read_megatron_lora(files: MegatronFiles, hf_config: Any, stated: MegatronLor
         stated: what the command line says; held against the files. Its alpha counts where they name none.
 
     Raises:
-        UserError: a tensor missing, left over or of a wrong shape; rank, alpha or targets other than stated; no alpha.
+        UserError: a tensor missing, left over or of a wrong shape; args that are not of this model or of these files; rank,
+            alpha or targets other than stated; no alpha.
     """
+    check_args(files.args, hf_config, files.tp, str(files.first))
     named = _named(files.lora)
     shapes = [t.shape for chunk in named for rank in chunk for name, t in rank.items() if name.endswith("lora_A")]
     if not shapes:
