@@ -107,3 +107,6 @@ def test_what_is_stated_of_an_adapter_is_held_against_it(run, tmp_path, capsys):
     assert export(run[0], tmp_path / "out", "hf", "--lora-r", 4, "--lora-alpha", 7) == 2
     assert "--lora-r 4: the adapter in" in capsys.readouterr().err
     assert export(run[0], tmp_path / "out", "hf", "--lora-r", 3, "--lora-alpha", 7) == 0
+    assert export(run[0], tmp_path / "alone", "peft", "--lora-r", 4) == 2
+    assert "--lora-r 4: the adapter in" in capsys.readouterr().err and not (tmp_path / "alone").exists()
+    assert export(run[0], tmp_path / "alone", "peft", "--lora-r", 3) == 0

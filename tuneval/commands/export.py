@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tuneval import files
-from tuneval.checkpoints.load import AdapterSource, open_source
+from tuneval.checkpoints.load import AdapterSource, open_source, stated_flags
 from tuneval.commands.convert import check_source, convert, write_adapter
 from tuneval.commands.export_flags import as_conversion
 from tuneval.config import flags
@@ -18,14 +18,16 @@ from tuneval.model.adapter import is_peft
 def main(parsed: flags.Parsed) -> int:
     config = parsed.config
     folder = next((f for f in (config.load / "adapter", config.load) if is_peft(f)), None)
-    if config.to == "peft" and folder is not None:
+    copied = config.to == "peft" and folder is not None
+    stated = stated_flags(config.lora) or config.hf_cfg_dir or parsed.model_facts
+    if not copied or stated:  # else the model under the adapter need not be here
+        source = open_source(config.load, config.hf_cfg_dir, config.lora)
+        check_source(config, source)
+        flags.check_model_facts(parsed.model_facts, source.config.to_dict())
+    if copied:
         _copy(folder, config.save)
         out.print(f"adapter of {config.load} -> {config.save}", markup=False)
-        return 0
-    source = open_source(config.load, config.hf_cfg_dir, config.lora)
-    check_source(config, source)
-    flags.check_model_facts(parsed.model_facts, source.config.to_dict())
-    if config.to == "peft":
+    elif config.to == "peft":
         if not isinstance(source, AdapterSource):
             raise UserError(
                 f"{config.load}: no adapter/adapter_config.json and no Megatron LoRA in it, so it was not tuned with "
