@@ -92,6 +92,13 @@ def test_positional_words():
     assert cli.positional_as_flags("verify", ["A", "B"]) == ["--a", "A", "--b", "B"]
     assert cli.positional_as_flags("report", ["R1", "R2", "--lang", "en"]) == ["--runs", "R1", "R2", "--lang", "en"]
     assert cli.positional_as_flags("tune", ["--load", "m"]) == ["--load", "m"]
+    for rest in (["--b", "B"], ["--b=B"], ["--config", "c.yaml"]):
+        assert cli.positional_as_flags("verify", ["A", *rest]) == ["--a", "A", *rest]
+
+
+def test_one_checkpoint_to_verify_asks_for_no_flag_that_nobody_typed(capsys):
+    assert cli.run("verify", ["A", "--no-logits"]) == 2
+    assert capsys.readouterr().err == "tuneval verify: A: one checkpoint; give the other, too: tuneval verify A B\n"
 
 
 BELOW_A_FILE = {

@@ -182,6 +182,10 @@ def positional_as_flags(command: str, arguments: list[str]) -> list[str]:
         while rest and not rest[0].startswith("-") and (command == "report" or not taken):
             taken.append(rest.pop(0))
         words += [name, *taken] if taken else []
+    if command == "verify" and words and not {"--b", "--config"} & {word.partition("=")[0] for word in words + rest}:
+        from tuneval.errors import UserError
+
+        raise UserError(f"{words[1]}: one checkpoint; give the other, too: tuneval verify A B")
     return words + rest
 
 

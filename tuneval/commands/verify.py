@@ -44,23 +44,25 @@ def main(parsed: flags.Parsed) -> int:
         title_justify="left",
     )
     total = tensors.equal + len(tensors.differences)
-    well = not tensors.differences
+    well, same = not tensors.differences, True
     table.add_row("tensors", _word(well), f"{tensors.equal} of {total} bit-identical, {size_of(a) / 2**30:.2f} GiB")
     if not config.no_logits:
         same, detail = compare_logits(a, b)
         table.add_row("logits", _word(same), escape(detail))
-        well = well and same
     out.print(table)
     for line in tensors.differences[:SHOWN]:
         out.print(f"  {line}", markup=False)
     if len(tensors.differences) > SHOWN:
         out.print(f"  ... and {len(tensors.differences) - SHOWN} more")
-    out.print("[bold green]EQUAL[/]" if well else "[bold red]NOT EQUAL[/]")
-    return 0 if well else 1
+    if well and same is None:
+        out.print("[bold yellow]TENSORS EQUAL[/], the logits not computed; --no-logits leaves them out")
+    else:
+        out.print("[bold green]EQUAL[/]" if well and same else "[bold red]NOT EQUAL[/]")
+    return 0 if well and same else 1
 
 
-def _word(well: bool) -> str:
-    return "[green]equal[/]" if well else "[red]DIFFER[/]"
+def _word(well: bool | None) -> str:
+    return "[yellow]unknown[/]" if well is None else "[green]equal[/]" if well else "[red]DIFFER[/]"
 
 
 def compare_tensors(a: Source, b: Source) -> Comparison:
@@ -95,23 +97,23 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().view(integers[tensor.dtype.itemsize])
 
 
-def compare_logits(a: Source, b: Source) -> tuple[bool, str]:
+def compare_logits(a: Source, b: Source) -> tuple[bool | None, str]:
     """Run a fixed text through both models, one after the other, each in its stored type.
 
     Returns:
-        Whether the logits are the same but for roundings of the stored type, and a line about them. What is no number
-        (weights that are none) must be none in both.
+        Whether the logits are the same but for roundings of the stored type (None: they can't be computed), and a line
+        about them. What is no number (weights that are none) must be none in both.
     """
     odd = sorted(
         {str(s.dtype(n)).removeprefix("torch.") for s in (a, b) for n in s.names() if not _computes(s.dtype(n))}
     )
     if odd:
-        return False, f"not computed: weights of type {', '.join(odd)}"
+        return None, f"not computed: weights of type {', '.join(odd)}"
     ids = _text_ids(a, b)
     try:
         first, second = logits_of(a, ids), logits_of(b, ids)
     except UserError as error:
-        return False, f"not computed: {error}"
+        return None, f"not computed: {error}"
     if first.shape != second.shape:
         return False, f"shapes {list(first.shape)} and {list(second.shape)}"
     finite = first.isfinite() & second.isfinite()
