@@ -198,6 +198,17 @@ def test_converters_say_what_is_missing():
         read("convert_ckpt.py", "--load-model-type", "optim", "--load-dir", "in")
 
 
+def test_the_stated_type_is_held_against_the_folder(tmp_path):
+    for stated, mark in (("mg", "model.safetensors"), ("hf", "latest_checkpointed_iteration.txt")):
+        folder = tmp_path / stated
+        folder.mkdir()
+        words = f"--load-model-type {stated} --save-model-type hf --load-dir {folder} --save-dir out".split()
+        read("convert_ckpt_v2.py", *words)
+        (folder / mark).write_text("")
+        with pytest.raises(UserError, match=f"--load-model-type {stated}: .* of the other type"):
+            read("convert_ckpt_v2.py", *words)
+
+
 # --- inference.py, evaluation.py, preprocess_data.py ---
 
 

@@ -66,13 +66,20 @@ def _preprocess_data(words: Words) -> None:
 # --- convert_ckpt.py, convert_ckpt_v2.py ---
 
 
-def _convert(words: Words) -> tuple[str, str]:
-    """What both converters share; returns what is read and what is written, `hf` or `mg`."""
+def _convert(words: Words) -> str:
+    """What both converters share; returns what is written, `hf` or `mg`."""
     problems = Problems()
     read, written = words.take("load-model-type"), words.take("save-model-type")
     for flag, value in (("load", read), ("save", written)):
         problems.check(value in ("hf", "mg"), f"--{flag}-model-type {value or ''}: give hf or mg")
         problems.check(f"{flag}-dir" in words, f"--{flag}-dir: give a folder")
+    if read in _MARKS and words.value("load-dir"):
+        folder = Path(words.value("load-dir"))
+        found = [kind for kind, marks in _MARKS.items() if any(any(folder.glob(mark)) for mark in marks)]
+        remedy = f"Give {', '.join(found)}, or another --load-dir"
+        problems.check(
+            read in found or not found, f"--load-model-type {read}: {folder} holds weights of the other type. {remedy}"
+        )
     problems.raise_if_any()
     words.rename("load-dir", "load")
     words.rename("save-dir", "save")
@@ -84,12 +91,19 @@ def _convert(words: Words) -> tuple[str, str]:
             words.note(
                 f"{', '.join(dropped)}: no effect, a Hugging Face folder has no layout, and the source's is read"
             )
-    return read, written
+    return written
+
+
+_MARKS = {
+    "hf": ("*.safetensors", "pytorch_model*.bin"),
+    "mg": ("latest_checkpointed_iteration.txt", "iter_*", "mp_rank_*"),
+}
+"""Type of a folder -> what shows it."""
 
 
 def _convert_ckpt(words: Words) -> None:
     """Version 1: a Megatron checkpoint goes to SAVE/mg2hf, and SAVE is the original Hugging Face folder."""
-    _, written = _convert(words)
+    written = _convert(words)
     if written == "hf":
         original = Path(words.value("save"))
         words.give("save", original / "mg2hf")
