@@ -116,6 +116,15 @@ def test_a_padded_vocabulary_repeats_its_last_row(tmp_path):
     assert_same(source, MegatronSource(tmp_path / "mcore"))
 
 
+def test_a_vocabulary_that_the_ranks_cannot_share_is_padded(tmp_path):
+    """As version 1 of MindSpeed-LLM's converter does: 32,001 words, a model with one added token, at TP 2."""
+    source = hf_folder(tmp_path / "hf", "llama", vocab_size=353, tie_word_embeddings=True)
+    shards_of(source, tmp_path / "mcore", 2, 2)
+    states = [torch.load(f, weights_only=False) for f in sorted((tmp_path / "mcore").rglob("*.pt"))]
+    assert {s["args"].padded_vocab_size for s in states} == {354}
+    assert_same(source, MegatronSource(tmp_path / "mcore"))
+
+
 @pytest.mark.parametrize("wrong", ["qkv order", "fc1 halves", "swapped layers"])
 def test_parity_notices_a_wrong_order(tmp_path, wrong):
     """Shards that hold every number once, in another order, must not pass."""
@@ -274,7 +283,7 @@ def test_every_problem_of_a_layout_at_once():
     config = tiny_config("qwen2")
     with pytest.raises(UserError) as failure:
         plan_layout(config, 3, 2, "3,2")
-    assert "4 problems" in str(failure.value) and "Choose 1, 2, 4, 8." in str(failure.value)
+    assert "3 problems" in str(failure.value) and "Choose 1, 2, 4, 8." in str(failure.value)
     assert "adds up to 5, the model has 4. For example 2,2." in str(failure.value)
     with pytest.raises(UserError, match=r"4 % 3 = 1. Choose 1, 2, 4, or add --num-layer-list 2,1,1"):
         plan_layout(config, 1, 3, None)

@@ -85,12 +85,18 @@ def test_checkpoint_lines_and_what_is_in_the_folder(words, tmp_path, capsys):
 def test_a_megatron_checkpoint_is_loaded_with_its_lines_and_the_tokenizers_config(words, tmp_path, capsys):
     mcore = tmp_path / "mcore"
     model = words[words.index("--load") + 1]
-    assert cli.run("convert", ["--load", model, "--save", str(mcore), "--to", "mcore"]) == 0
+    padded = ["--make-vocab-size-divisible-by", "100"]
+    assert cli.run("convert", ["--load", model, "--save", str(mcore), "--to", "mcore", *padded]) == 0
+    assert "the vocabulary of 352 is padded with copies of its last row: Megatron's --padded-vocab-size 400" in (
+        capsys.readouterr().err
+    )
     (mcore / "config.json").unlink()
     words[words.index("--load") + 1] = str(mcore)
-    output, _ = run([*words, "--tokenizer-name-or-path", model], capsys)
+    output, _ = run([*words, "--tokenizer-name-or-path", model, "--padded-vocab-size", "400"], capsys)
     assert f" loading checkpoint from {mcore} at iteration 1\n checkpoint version 3.0\n" in output
     assert f"  successfully loaded checkpoint from {mcore} [ t 0, p 0 ] at iteration 0\n" in output
+    state = torch.load(next((tmp_path / "run" / "mcore").rglob("*.pt")), weights_only=False)
+    assert state["args"].padded_vocab_size == len(state["model"]["output_layer.weight"]) == 400
 
 
 def test_lora_is_written_as_mindspeed_writes_it(words, tmp_path, capsys):

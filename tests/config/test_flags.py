@@ -104,6 +104,14 @@ def test_model_facts_are_held_against_the_model():
     flags.check_model_facts(facts, {**config, "num_hidden_layers": 28})
 
 
+def test_a_padded_vocabulary_is_larger_than_the_models():
+    for rows in ("32001", "32256"):
+        flags.check_model_facts({"padded-vocab-size": rows}, {"vocab_size": 32001})
+    for rows in ("32000", "320010", "many"):
+        with pytest.raises(UserError, match="the model's vocab_size is 32001"):
+            flags.check_model_facts({"padded-vocab-size": rows}, {"vocab_size": 32001})
+
+
 QWEN = {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_act": "silu", "rms_norm_eps": 1e-6}
 
 

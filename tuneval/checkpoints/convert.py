@@ -14,7 +14,7 @@ from tuneval.checkpoints.hf import COMPANIONS, HfSink, Source, copy_companions, 
 from tuneval.checkpoints.layout import ShardLayout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
-from tuneval.checkpoints.padding import PaddedVocabulary
+from tuneval.checkpoints.padding import PaddedVocabulary, padded_size
 from tuneval.checkpoints.rank_files import RANK_FILE, TRACKER
 from tuneval.checkpoints.streamed import Pending
 from tuneval.console import Bar, note, progress_bar
@@ -79,7 +79,8 @@ def to_mcore(
         lora: an adapter to write beside the weights; `source` is the model under it.
         iteration: number of the checkpoint.
         consumed_samples: that training saw until then.
-        vocabulary: rows of the written embedding and head, the last one repeated. None: the model's.
+        vocabulary: rows of the written embedding and head, the last one repeated; rounded up to what the ranks can share.
+            None: the model's.
         transformer_impl: whose layers the tensors are named for, `local` or `transformer_engine`.
 
     Raises:
@@ -88,7 +89,7 @@ def to_mcore(
     """
     check_complete(source, rows(source.config))
     check_target(save, source)
-    words = vocabulary or source.config.vocab_size
+    words = padded_size(vocabulary or source.config.vocab_size, 1, layout.tp)
     source, table = PaddedVocabulary(source, words), rows(source.config, words)
     files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
     stored = dtype or source.dtype(source.names()[0])

@@ -93,6 +93,11 @@ def convert(source: Source, config: ConvertConfig, command: str = "convert") -> 
         _warn_of_trainers(source.config, layout.tp)
         weights, lora = _lora_form(source, config)
         vocabulary = padded_size(source.config.vocab_size, config.make_vocab_size_divisible_by, layout.tp)
+        if vocabulary > source.config.vocab_size:
+            note(
+                f"the vocabulary of {source.config.vocab_size} is padded with copies of its last row: Megatron's "
+                f"--padded-vocab-size {vocabulary}"
+            )
         to_mcore(
             weights,
             config.save,

@@ -150,6 +150,7 @@ def _write_megatron(plan: Plan, step: int) -> None:
         lora=form,
         iteration=step,
         consumed_samples=samples,
+        vocabulary=plan.vocabulary,
         transformer_impl=config.save.transformer_impl,
     )
 

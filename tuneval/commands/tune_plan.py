@@ -46,6 +46,8 @@ class Plan:
     """Whether torch.compile makes the layers' kernels."""
     adapter: Adapter | None = None
     """What LoRA starts from; None: from the seed."""
+    vocabulary: int | None = None
+    """Rows of the embedding in RUN/mcore, where `--padded-vocab-size` says more than the model has."""
 
     @property
     def train_iters(self) -> int:
@@ -102,7 +104,9 @@ def make_plan(parsed: Parsed) -> Plan:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
     for notice in (*without_effect(config.parallel, layout), *scaling_without_effect(config.precision)):
         console.note(notice)
-    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, compiles, adapter)
+    padded = parsed.model_facts.get("padded-vocab-size", "")
+    vocabulary = int(padded) if padded.isdecimal() else None
+    return Plan(config, source, tokenizer, template, dataset, borders, schedule, layout, compiles, adapter, vocabulary)
 
 
 def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None:

@@ -10,7 +10,16 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneval.config.compatibility import CHECKED, CHECKED_SWITCHES, NO_EFFECT, ONLY, SWITCHES, UNSUPPORTED, known
+from tuneval.config.compatibility import (
+    AT_LEAST,
+    CHECKED,
+    CHECKED_SWITCHES,
+    NO_EFFECT,
+    ONLY,
+    SWITCHES,
+    UNSUPPORTED,
+    known,
+)
 from tuneval.config.fields import flat_types
 from tuneval.errors import Problems, UserError
 
@@ -68,7 +77,8 @@ def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
             continue
         name, fact = CHECKED[flag]
         actual = fact(hf_config)
-        if actual is not None and not _equal(stated, actual):
+        padded = flag in AT_LEAST and _is_above(stated, actual)
+        if actual is not None and not padded and not _equal(stated, actual):
             problems.add(f"--{flag} {stated}: the model's {name} is {actual}. Leave the flag out or give {actual}.")
     problems.raise_if_any()
 
@@ -79,6 +89,11 @@ def _equal(stated: str, actual: Any) -> bool:
         return math.isclose(float(stated), float(actual), rel_tol=1e-6)
     except (ValueError, TypeError, OverflowError):  # a word, or what no number is
         return stated == str(actual)
+
+
+def _is_above(stated: str, actual: Any) -> bool:
+    """Above twice as much it is a slip of the finger."""
+    return stated.isdecimal() and isinstance(actual, int) and actual < int(stated) <= 2 * actual
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -298,7 +298,7 @@ def sizes_of(hf_config: Any) -> dict[str, int]:
 
 
 def check_tensor_parallel(hf_config: Any, tp: int, flag: str, problems: Problems) -> None:
-    """Add every reason why `tp` ranks can't share this model, with the sizes that would work."""
+    """Add every reason why `tp` ranks can't share this model, with the sizes that would work. A vocabulary is padded."""
     cut = _cut_sizes(hf_config)
     fitting = math.gcd(*cut.values())
     sizes = ", ".join(str(n) for n in range(1, min(fitting, 128) + 1) if fitting % n == 0)
@@ -316,7 +316,6 @@ def _cut_sizes(hf_config: Any) -> dict[str, int]:
         f"linear_qkv has {qkv} rows ({heads} heads and 2 x {groups} KV heads of {d})": qkv,
         f"linear_proj has {s['q']} columns ({heads} heads of {d})": s["q"],
         f"the feed-forward size is {s['f']}": s["f"],
-        f"the vocabulary has {s['v']} rows": s["v"],
     }
 
 
