@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_model
 from megatron_forward import IDS, megatron_logits
+from safetensors.torch import load_file, save_file
 
 from tuneval.checkpoints.convert import to_hf, to_mcore
 from tuneval.checkpoints.hf import HfSource
@@ -123,6 +124,19 @@ def test_a_vocabulary_that_the_ranks_cannot_share_is_padded(tmp_path):
     states = [torch.load(f, weights_only=False) for f in sorted((tmp_path / "mcore").rglob("*.pt"))]
     assert {s["args"].padded_vocab_size for s in states} == {354}
     assert_same(source, MegatronSource(tmp_path / "mcore"))
+
+
+def test_modules_of_several_types_are_no_one_tensor(tmp_path):
+    hf_folder(tmp_path / "hf", "qwen2")
+    file, name = tmp_path / "hf" / "model.safetensors", "model.layers.1.self_attn.k_proj.weight"
+    tensors = load_file(file)
+    save_file({**tensors, name: tensors[name].bfloat16()}, file, {"format": "pt"})
+    source = HfSource(tmp_path / "hf")
+    with pytest.raises(
+        UserError, match=r"layers\.1\.self_attn\.q_proj\.weight, .* are of several types.*--params-dtype"
+    ):
+        shards_of(source, tmp_path / "mcore", 1, 1)
+    shards_of(source, tmp_path / "mcore", 1, 1, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("wrong", ["qkv order", "fc1 halves", "swapped layers"])

@@ -91,6 +91,12 @@ def to_mcore(
     check_target(save, source)
     words = padded_size(vocabulary or source.config.vocab_size, 1, layout.tp)
     source, table = PaddedVocabulary(source, words), rows(source.config, words)
+    mixed = [row for row in table if len({dtype or source.dtype(name) for name in row.hf_names}) > 1]
+    if mixed:
+        names = ", ".join(mixed[0].hf_names)
+        raise UserError(
+            f"{source.folder}: {names} are of several types, but one tensor of Megatron's. Give --params-dtype"
+        )
     files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
     stored = dtype or source.dtype(source.names()[0])
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
