@@ -135,9 +135,10 @@ def test_an_entry_that_is_no_tensor_is_refused_and_nothing_is_run(tmp_path, name
 @pytest.mark.parametrize("index", [None, TensorProperties(), Metadata(state_dict_metadata=[])], ids=str)
 def test_an_index_without_entries_is_refused(tmp_path, index):
     folder = save_state(tmp_path, 1, tensors(1), {}, keep=1)
-    (folder / ".metadata").write_bytes(pickle.dumps(index))
-    with pytest.raises(UserError, match=f"{folder}/.metadata: damaged or not ours"):
-        load_state(tmp_path, 1, tensors(1))
+    for raw in (pickle.dumps(index), b"\x80\x94.", b"\x8c\x02\xff\xff."):  # the last two: another protocol, no text
+        (folder / ".metadata").write_bytes(raw)
+        with pytest.raises(UserError, match=f"{folder}/.metadata: damaged or not ours"):
+            load_state(tmp_path, 1, tensors(1))
 
 
 class OlderPickler(pickle.Pickler):

@@ -210,7 +210,9 @@ class _Reader(dcp.FileSystemReader):
                 metadata = _MetadataUnpickler(file).load()
         except FileNotFoundError:
             raise UserError(f"{self.path}: has no .metadata, so it is not a checkpoint of ours") from None
-        except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # damaged bytes are odd instructions: they raise whatever they come upon
             raise UserError(f"{self.path}/.metadata: damaged or not ours ({error})") from None
         entries = getattr(metadata, "state_dict_metadata", None)
         if not isinstance(entries, dict):
