@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -85,6 +86,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_partial(path: str | Path) -> None:
+    """Remove what killed writers of a folder left beside it."""
+    path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any, sync: bool = True) -> None:

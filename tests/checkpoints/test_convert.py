@@ -320,3 +320,13 @@ def hf_logits(folder):
 
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(IDS).logits
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path):
+    """A closed terminal or a scheduler's SIGTERM leaves no time to: gigabytes in a folder that `ls` does not show."""
+    source = hf_folder(tmp_path / "hf", "qwen2")
+    left, other = tmp_path / ".mcore.0123abcd.partial", tmp_path / ".mcore.v2.0123abcd.partial"
+    for folder in (left, other):
+        (folder / "iter_0000001").mkdir(parents=True)
+    shards_of(source, tmp_path / "mcore", 1, 1)
+    assert not left.exists() and other.exists()

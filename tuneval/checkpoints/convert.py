@@ -149,6 +149,7 @@ def check_target(save: Path, source: Source) -> None:
     if any(target in (folder, *folder.parents) for folder in _folders_read(source)):
         raise UserError(f"--save {save}: holds what is read and would be replaced. Choose another folder.")
     check_replaceable(save)
+    files.remove_partial(save)
     if (save / RECORD).is_file():
         note(f"--save {save}: the earlier result there{_described(files.read_object(save / RECORD))} is replaced")
 
