@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from tuneval import files
 from tuneval.checkpoints.hf import COMPANIONS, HfSink, Source, copy_companions, size_of
-from tuneval.checkpoints.layout import ShardLayout
+from tuneval.checkpoints.layout import Piece, ShardLayout
 from tuneval.checkpoints.megatron import MegatronSink
 from tuneval.checkpoints.megatron_lora import LoraForm
 from tuneval.checkpoints.padding import PaddedVocabulary, padded_size
@@ -88,15 +87,11 @@ def to_mcore(
             the disk is too small. Nothing is written then.
     """
     check_complete(source, rows(source.config))
+    if dtype is None:
+        _check_types(source, rows(source.config))
     check_target(save, source)
     words = padded_size(vocabulary or source.config.vocab_size, 1, layout.tp)
     source, table = PaddedVocabulary(source, words), rows(source.config, words)
-    mixed = [row for row in table if len({dtype or source.dtype(name) for name in row.hf_names}) > 1]
-    if mixed:
-        names = ", ".join(mixed[0].hf_names)
-        raise UserError(
-            f"{source.folder}: {names} are of several types, but one tensor of Megatron's. Give --params-dtype"
-        )
     files.check_free_space(save, _written_bytes(source, dtype, layout), "The Megatron folder")
     stored = dtype or source.dtype(source.names()[0])
     stages = [layout.stage_rows(table, stage) for stage in range(layout.pp)]
@@ -104,15 +99,20 @@ def to_mcore(
     more_args = {"padded_vocab_size": words, "consumed_train_samples": consumed_samples, **(lora.args if lora else {})}
     more_args["transformer_impl"] = transformer_impl
     sink = MegatronSink(save, source.config, layout, stored, more_args, iteration)
+
+    def entries(piece: Piece, rank: int) -> dict[str, Pending]:
+        """One piece of a stage in a rank file."""
+        found: dict[str, Pending] = {}
+        for row, local in piece:
+            name = row.megatron_name(local, alias=transformer_impl == "transformer_engine")
+            tensor = _rank_tensor(source, layout.tp, rank, dtype, bar, row)
+            found |= lora.entries(row, name, layout.tp, rank, tensor) if lora else {name: tensor}
+        return found
+
     with sink, progress_bar("tensors", total) as bar:
         for stage, rank in product(range(layout.pp), range(layout.tp)):
             bar.describe(f"stage {stage}, rank {rank}")
-            make = partial(_rank_tensor, source, layout.tp, rank, dtype, bar)
-            pieces: list[dict[str, Pending]] = [{} for _ in stages[stage]]
-            for tensors, (row, local) in ((t, each) for t, piece in zip(pieces, stages[stage]) for each in piece):
-                name = row.megatron_name(local, alias=transformer_impl == "transformer_engine")
-                tensors |= lora.entries(row, name, layout.tp, rank, make(row)) if lora else {name: make(row)}
-            sink.write_rank(stage, rank, pieces)
+            sink.write_rank(stage, rank, [entries(piece, rank) for piece in stages[stage]])
         _finish(source, sink.folder, dtype, record)
 
 
@@ -141,6 +141,15 @@ def check_complete(source: Source, table: list[Row]) -> None:
     if wrong:
         more = f"\n  ... and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise UserError(f"{source.folder}: does not fit its config.json:\n  " + "\n  ".join(wrong[:12]) + more)
+
+
+def _check_types(source: Source, table: list[Row]) -> None:
+    for row in table:
+        if len({source.dtype(name) for name in row.hf_names}) > 1:
+            names = ", ".join(row.hf_names)
+            raise UserError(
+                f"{source.folder}: {names} are of several types, but one tensor of Megatron's. Give --params-dtype"
+            )
 
 
 def check_target(save: Path, source: Source) -> None:

@@ -13,6 +13,8 @@ from tuneval.model.weight_map import Row, check_tensor_parallel, head_dim_of, tr
 from tuneval.parallel.stages import VPP_FLAG, divisors, even_list, listed_stages
 
 TP_FLAG, PP_FLAG = "--target-tensor-parallel-size", "--target-pipeline-parallel-size"
+Piece = list[tuple[Row, int | None]]
+"""Rows that lie together in a rank file, with their layer number inside it; None outside the layers."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class ShardLayout:
         """Pieces of one stage."""
         return 1 if self.chunk_layers is None else self.layers[0] // self.chunk_layers
 
-    def stage_rows(self, rows: list[Row], stage: int) -> list[list[tuple[Row, int | None]]]:
-        """For each piece of one stage its rows, with their layer number inside it."""
+    def stage_rows(self, rows: list[Row], stage: int) -> list[Piece]:
+        """The pieces of one stage."""
         return [self._piece(rows, stage, chunk) for chunk in range(self.chunks)]
 
-    def _piece(self, rows: list[Row], stage: int, chunk: int) -> list[tuple[Row, int | None]]:
+    def _piece(self, rows: list[Row], stage: int, chunk: int) -> Piece:
         first, count = sum(self.layers[:stage]), self.layers[stage]
         if self.chunk_layers is not None:
             first, count = (chunk * self.pp + stage) * self.chunk_layers, self.chunk_layers
