@@ -258,6 +258,8 @@ def test_a_thought_that_the_prompt_opens_and_earlier_answers_lose(tokenizer):
     assert spans(encoded, thinking)[0] == "four<|im_end|>" and spans(encoded, thinking)[1].endswith("C<|im_end|>")
     prompt = template.prompt_ids(conversation.messages[:3])
     assert encoded.input_ids[: len(prompt)] == prompt and encoded.labels[len(prompt)] != MASKED
+    counting = with_chat_template(tokenizer, "{% if messages|length > 2 %}long{% endif %}" + thinking.chat_template)
+    assert load_template("auto", counting)._excess == ""
 
 
 def test_tokenizers_that_begin_every_text_with_a_space_are_encoded_whole(metaspace_tokenizer):

@@ -173,7 +173,9 @@ class ChatTemplate(Template):
             raise UserError(
                 f"--prompt-type {AUTO}: the tokenizer's chat template can't render a question and its answer ({error})"
             ) from None
-        common = min(_common(whole, prompt) for whole in (text, self._longer(messages) or text))
+        common, going_on = _common(text, prompt), _common(self._longer(messages), prompt)
+        if going_on > prompt.rfind(messages[0].content):  # else the conversation begins otherwise
+            common = min(common, going_on)
         end = text.rfind(answer) + len(answer)
         if common > end - len(answer):
             raise UserError(f"--prompt-type {AUTO}: the tokenizer's chat template doesn't show the assistant's answer")
@@ -185,12 +187,12 @@ class ChatTemplate(Template):
         marker = min(specials, key=lambda t: (tail.index(t), -len(t)))
         return prompt[common:], tail[: tail.index(marker)], marker
 
-    def _longer(self, messages: tuple[Message, ...]) -> str | None:
-        """The text of a conversation that goes on: a template may open a thought in a prompt and drop it from earlier answers."""
+    def _longer(self, messages: tuple[Message, ...]) -> str:
+        """The text of a conversation that goes on: a prompt may open a thought that earlier answers lose. "": refused."""
         try:
             return self._render([messages + PROBES[0].messages], prompt=False)[0]
         except (TemplateError, TypeError, ValueError):
-            return None
+            return ""
 
     def _probe_direct(self) -> bool:
         """Whether the compiled template alone renders what `apply_chat_template` does."""
