@@ -123,6 +123,10 @@ class ChatTemplate(Template):
                 return at + len(wanted)
         raise BadRow(NOT_FOUND)
 
+    def leaves_out_thoughts(self) -> bool:
+        thinking = Message("assistant", "<think>\nHmm.\n</think>\n\nCertainly.")
+        return "Hmm." not in self._render([(Message("user", "Hello"), thinking)], prompt=False)[0]
+
     # -- pieces
 
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tuneval.config.flags import to_dict
 from tuneval.config.schema import PreprocessConfig
-from tuneval.console import note, progress_bar
+from tuneval.console import note, progress_bar, warn
 from tuneval.data.indexed import SFT_COLUMNS, IndexedDataset, IndexedWriter, publish_together, sft_prefix
 from tuneval.data.manifest import manifest_path
 from tuneval.data.packing import packed_rows
@@ -55,7 +55,13 @@ def preprocess(config: PreprocessConfig) -> dict[str, Any]:
     totals: list[int] = []
     first, rows = with_first(read_unparsed(config.input, totals.append), LITTLE_INPUT)
     total = totals[0] if totals and len(input_files(config.input)) == 1 else None
-    handler = _choose_handler(config, map_keys, [*map(parsed, first[:ROWS_LOOKED_AT])])
+    looked_at = [*map(parsed, first[:ROWS_LOOKED_AT])]
+    handler = _choose_handler(config, map_keys, looked_at)
+    if any("</think>" in str(row) for row in looked_at) and template.leaves_out_thoughts():
+        warn(
+            "the chat template leaves out what an answer thinks (<think> ... </think>): only what follows is trained. "
+            "Change the tokenizer's template, or name another --prompt-type"
+        )
     job = Job(handler, template, config.append_eod, config.seq_length - 1 if config.neat_pack else None)
     workers = config.workers or (1 if len(first) < LITTLE_INPUT else usual_workers())
     tally = Tally()

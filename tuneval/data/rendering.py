@@ -93,6 +93,10 @@ class Template(ABC):
         """
         return self._encode_pieces([self._prompt_pieces(messages)]).input_ids.tolist()
 
+    def leaves_out_thoughts(self) -> bool:
+        """Whether `<think> ... </think>` before an answer is no part of the text, so never trained."""
+        return False
+
     @abstractmethod
     def _pieces(self, conversations: Sequence[Conversation]) -> list[list[Piece] | BadRow]:
         """What each conversation is made of, or why the template refuses it."""
