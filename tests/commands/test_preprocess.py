@@ -87,3 +87,28 @@ def test_what_is_wrong_is_said_and_nothing_written(records, capsys, flags, said)
     assert cli.run("preprocess", [*base, *flags]) == 2
     assert said in capsys.readouterr().err
     assert not (records / "new").exists() or list((records / "new").iterdir()) == []
+
+
+def preprocess(folder, rows):
+    """(status, manifest) of the rows in the words of the tokenizer's own template."""
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    words = ["--input", f"{folder}/rows.json", "--tokenizer-name-or-path", f"{folder}/model"]
+    status = cli.run("preprocess", [*words, "--output-prefix", f"{folder}/data"])
+    return status, read_json(folder / "data_manifest.json")
+
+
+@pytest.mark.parametrize("empty", [[], None])
+def test_a_first_row_without_messages_does_not_decide_what_the_others_are(records, empty):
+    talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "four"}]
+    status, manifest = preprocess(records, [{"messages": empty}, {"messages": talk}])
+    assert (status, manifest["handler"], manifest["samples"]) == (0, "OpenAIInstructionHandler", 1)
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_thoughts_that_the_chat_template_leaves_out_are_told(records, tokenizer, capsys, left_out):
+    """As those of DeepSeek-R1's distilled models do."""
+    template = records / "model" / "chat_template.jinja"
+    if left_out:
+        template.write_text(tokenizer.chat_template.replace("m['content']", "m['content'].split('</think>')[-1]"))
+    preprocess(records, [{"instruction": "What?", "output": "<think>two</think>four"}])
+    assert ("leaves out what an answer thinks" in capsys.readouterr().err) is left_out

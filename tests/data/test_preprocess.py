@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -348,21 +347,3 @@ def test_every_real_record_equals_the_tokenizers_own_chat_template(real_model, r
             conversation
         )
     assert different < len(conversations) / 1000
-
-
-def test_a_first_row_without_messages_does_not_decide_what_the_others_are(config):
-    talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "four"}]
-    for empty in ([], None):
-        manifest = preprocess(config([{"messages": empty}, {"messages": talk}]))
-        assert (manifest["handler"], manifest["samples"]) == ("OpenAIInstructionHandler", 1)
-
-
-def test_thoughts_that_the_chat_template_leaves_out_are_told(config, tokenizer, tmp_path, capsys):
-    """As those of DeepSeek-R1's distilled models do."""
-    thinking = deepcopy(tokenizer)
-    thinking.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'].split('</think>')[-1]")
-    thinking.save_pretrained(tmp_path / "thinking")
-    rows = [row(0, "<think>two</think>four")]
-    for folder, told in (("thinking", True), (config(rows).tokenizer_name_or_path, False)):
-        preprocess(config(rows, prompt_type="auto", tokenizer_name_or_path=str(tmp_path / folder)))
-        assert ("leaves out what an answer thinks" in capsys.readouterr().err) is told

@@ -238,27 +238,20 @@ def test_templates_that_trim_think_and_open_a_thought(tokenizer):
     assert encoded.input_ids[: len(prompt)] == prompt
 
 
-def test_a_line_break_behind_an_answer_with_a_thought_is_trained(tokenizer):
-    """DeepSeek-R1's distilled models drop a thought, Qwen3 writes it anew; both keep how the answer ends."""
+def test_thoughts_that_are_written_anew_or_lost(tokenizer):
+    """DeepSeek-R1's distilled models lose them, Qwen3 writes the last anew, Qwen3's thinking models open it in the prompt."""
     said = "m.content.split('</think>')[-1]"
     for body in (said, f"'<think>\\n' + m.content.split('</think>')[0][7:] + '\\n</think>\\n\\n' + {said}"):
-        text = LOOP.replace("BODY", f"({body} if '</think>' in m.content else m.content)")
-        thinking = with_chat_template(tokenizer, text + GENERATE)
-        (trained,) = spans(load_template("auto", thinking).encode(talk("A", "<think>two</think>four\n")), thinking)
-        assert trained.endswith("four\n<|im_end|>")
-
-
-def test_a_thought_that_the_prompt_opens_and_earlier_answers_lose(tokenizer):
-    """Qwen3's thinking models."""
+        text = LOOP.replace("BODY", f"({body} if '</think>' in m.content else m.content)") + GENERATE
+        template = load_template("auto", with_chat_template(tokenizer, text))
+        assert spans(template.encode(talk("A", "<think>two</think>four\n")), tokenizer)[0].endswith("four\n<|im_end|>")
     last = "(('<think>\\n\\n</think>\\n\\n' if loop.last and m.role == 'assistant' else '') + m.content)"
-    opening = GENERATE.replace("assistant\\n", "assistant\\n<think>\\n")
-    thinking = with_chat_template(tokenizer, LOOP.replace("BODY", last) + opening)
-    template, conversation = load_template("auto", thinking), talk("A", "four", "B", "C")
-    encoded = template.encode(conversation)
-    assert spans(encoded, thinking)[0] == "four<|im_end|>" and spans(encoded, thinking)[1].endswith("C<|im_end|>")
-    prompt = template.prompt_ids(conversation.messages[:3])
+    text = LOOP.replace("BODY", last) + GENERATE.replace("assistant\\n", "assistant\\n<think>\\n")
+    template, conversation = load_template("auto", with_chat_template(tokenizer, text)), talk("A", "four", "B", "C")
+    encoded, prompt = template.encode(conversation), template.prompt_ids(conversation.messages[:3])
+    assert [part[-11:] for part in spans(encoded, tokenizer)] == ["r<|im_end|>", "C<|im_end|>"]
     assert encoded.input_ids[: len(prompt)] == prompt and encoded.labels[len(prompt)] != MASKED
-    counting = with_chat_template(tokenizer, "{% if messages|length > 2 %}long{% endif %}" + thinking.chat_template)
+    counting = with_chat_template(tokenizer, "{% if messages|length > 2 %}long{% endif %}" + text)
     assert load_template("auto", counting)._excess == ""
 
 
