@@ -123,12 +123,13 @@ def test_piped_lines_are_answered_by_a_real_process(folder, chat):
 def test_bytes_that_are_no_text_do_not_end_the_talk(folder):
     done = subprocess.run(
         command(folder, "--greedy", "--max-new-tokens", "2"),
-        input=b"\xff\xfe two\n/save ~nobody-here/x\n/save /\n/exit\n",
+        input=b"\xff\xfe two\n/save ~nobody-here/x\n/save /\n/save ~/talks/\n/exit\n",
         capture_output=True,
         timeout=300,
     )
     error = done.stderr.decode()
     assert done.returncode == 0 and done.stdout.count(b"\n") >= 1, error
+    assert "/save ~/talks/: names a folder; give a file in it" in error
     assert "/save ~nobody-here/x: " in error and "/save /: " in error and "Traceback" not in error
 
 

@@ -164,3 +164,17 @@ def test_another_template_than_the_tunings_is_an_error_that_says_what_differs(lo
         choose_template(tuned, None)
     assert choose_template(tuned, "auto").name == "auto"
     assert "--prompt-type auto differs from it: chat_template" in capsys.readouterr().err
+
+
+def test_a_stop_token_beyond_the_vocabulary_is_never_said(loaded):
+    """Such as one that a tokenizer adds to a model that was not made larger for it."""
+    beyond = loaded.config.vocab_size
+    assert generate(loaded, PROMPTS, GREEDY, [beyond]) == generate(loaded, PROMPTS, GREEDY, [])
+
+
+def test_a_stop_token_is_not_shown_whether_special_or_not(loaded):
+    stop, pieces = generate(loaded, PROMPTS[:1], GREEDY, [])[0][4], []
+    stream = TextStream(loaded.tokenizer, pieces.append, [stop])
+    answer = generate(loaded, PROMPTS[:1], GREEDY, [stop], stream)[0]
+    assert "".join(pieces) == stream.text == loaded.tokenizer.decode(answer, skip_special_tokens=True)
+    assert stream.tokens == [*answer, stop]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import InferenceConfig, SamplingConfig
 from tuneval.data.records import Message
 from tuneval.data.template import Template, load_template
-from tuneval.inference.chat import Chat, run_chat, typed_lines
+from tuneval.inference.chat import Chat, lines_said, run_chat
 from tuneval.inference.generate import choose_template, generate
 from tuneval.inference.linear import speed_up
 
@@ -93,6 +92,5 @@ def _chat(config: InferenceConfig, loaded: Loaded, template: Template, sampling:
     for line in CHAT_HINTS:
         console.out.print(line, markup=False)
     chat = Chat(loaded, template, sampling, history_turns=config.history_turns)
-    terminal = sys.stdin.isatty()
-    lines = loaded.mesh.items_of_first(typed_lines() if terminal else iter(sys.stdin))
-    run_chat(chat, lines, show_speed=terminal, heading="\nMindSpeed-LLM:")
+    lines, typed = lines_said()
+    run_chat(chat, loaded.mesh.items_of_first(lines), show_speed=typed, heading="\nMindSpeed-LLM:")

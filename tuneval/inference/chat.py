@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Chat:
         )
         said = [*kept, Message("user", text)]
         prompt, said = self._fitting_prompt(said)
-        stream = _StoppableStream(self.loaded.tokenizer, on_text)
+        stream = _StoppableStream(self.loaded.tokenizer, on_text, self.template.stop_token_ids)
         sampling = replace(self.sampling, seed=self.sampling.seed + self.answers)
         try:
             with _asks_to_stop(stream):
@@ -157,7 +158,16 @@ def _asks_to_stop(stream: _StoppableStream) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def typed_lines() -> Iterator[str]:
+def lines_said() -> tuple[Iterator[str], bool]:
+    """What the user types, or sends through a pipe; and whether it is typed."""
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text become a mark, not the end of the talk
+    if sys.stdin is not None and sys.stdin.isatty():
+        return _typed_lines(), True
+    return iter(sys.stdin or ()), False
+
+
+def _typed_lines() -> Iterator[str]:
     """Lines typed at a terminal, with its line editing; Ctrl-D ends, Ctrl-C takes the line back."""
     import readline  # noqa: F401 - makes input() edit lines and remember them
 
@@ -217,6 +227,8 @@ def _save(chat: Chat, name: str) -> None:
         raise UserError("/save: give a file name, such as /save talk.jsonl")
     if not chat.turns:
         raise UserError("/save: nothing was said yet")
+    if name.endswith("/"):
+        raise UserError(f"/save {name}: names a folder; give a file in it")
     try:
         path = Path(name).expanduser()
         if runtime.is_main():

@@ -50,10 +50,10 @@ def generate(
     padding = stop_token_ids[0] if stop_token_ids else 0
     device = loaded.model.device
     shared = prefix.tokens if prefix is not None else 0
-    # Positions come from the mask, so padding between the prefix and a prompt's own part counts for nothing.
-    input_ids = torch.tensor(
-        [[*p[:shared], *[padding] * (longest - len(p)), *p[shared:]] for p in prompts], device=device
-    )
+    # Positions come from the mask, so padding between the prefix and a prompt's own part counts for nothing. It is a token
+    # of the prompt: one that ends answers need not be of the model's vocabulary, and older versions of transformers let the
+    # repetition penalty look at masked tokens, too.
+    input_ids = torch.tensor([[*p[:shared], *[p[0]] * (longest - len(p)), *p[shared:]] for p in prompts], device=device)
     attention_mask = torch.tensor(
         [[1] * shared + [0] * (longest - len(p)) + [1] * (len(p) - shared) for p in prompts], device=device
     )
@@ -101,10 +101,11 @@ class TextStream(BaseStreamer):
     Args:
         tokenizer: decodes; special tokens are left out.
         on_text: gets each new piece of text.
+        stop_token_ids: tokens that end the answer, left out too: not every tokenizer calls them special.
     """
 
-    def __init__(self, tokenizer, on_text: Callable[[str], None]) -> None:
-        self._tokenizer, self._on_text = tokenizer, on_text
+    def __init__(self, tokenizer, on_text: Callable[[str], None], stop_token_ids: Sequence[int] = ()) -> None:
+        self._tokenizer, self._on_text, self._stops = tokenizer, on_text, set(stop_token_ids)
         self.tokens: list[int] = []
         self._prompt_seen = False
         self._start, self._shown = 0, 0  # text of tokens[start:shown] is out; decoding from there keeps spaces right
@@ -112,7 +113,7 @@ class TextStream(BaseStreamer):
     @property
     def text(self) -> str:
         """Everything so far."""
-        return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return self._decode(self.tokens)
 
     def put(self, value: torch.Tensor) -> None:
         """Called by transformers: first with the prompt, then with every new token."""
@@ -134,7 +135,7 @@ class TextStream(BaseStreamer):
         self._on_text(new[len(old) :])
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return self._tokenizer.decode([t for t in tokens if t not in self._stops], skip_special_tokens=True)
 
 
 def _room(loaded: Loaded, prompt_length: int) -> int:
