@@ -239,3 +239,13 @@ def test_odd_earlier_answers_are_told(folder, tmp_path, capsys, text):
     assert run(folder, "--input", str(tmp_path / "in.jsonl"), "--before", str(before)) == 2
     error = capsys.readouterr().err
     assert str(before) in error and "loading" not in error, error
+
+
+def test_what_ctrl_c_says_begins_a_line(folder, capsys, monkeypatch):
+    def stopped(loaded, prompts, sampling, stops, stream):
+        stream._on_text("it was a")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tuneval.commands.generate.generate", stopped)
+    assert run(folder, "--prompt", "two?") == 130
+    assert capsys.readouterr().out == "it was a\n"

@@ -37,16 +37,7 @@ def main(parsed: Parsed) -> None:
         console.note(notice)
     if earlier is not None:
         _warn_of_other_settings(config, settings, earlier[0].get("settings"))
-    console.note(f"loading {config.load}")
-    loaded = load_model(
-        config.load,
-        config.dtype,
-        config.lora_load,
-        config.tokenizer_name_or_path,
-        tensor_parallel_size=config.shard.tensor_model_parallel_size,
-    )
-    check_model_facts(parsed.model_facts, loaded.config.to_dict())
-    speed_up(loaded, config.quantize)
+    loaded = _load(config, parsed.model_facts)
     template = None if config.raw else choose_template(loaded, config.prompt_type)
     stops = _stops(loaded, template)
     prompts = [_prompt_ids(messages, loaded, template) for messages in conversations]
@@ -61,19 +52,39 @@ def main(parsed: Parsed) -> None:
     if earlier is None:
         made = {} if output is None else {"settings": settings}  # for `--before`; on a screen it would be in the way
         _write([{**row, "response": a.text, "stopped": a.stopped, **made} for row, a in zip(rows, answers)], output)
-        return
+    else:
+        _write(_beside(earlier, answers, settings), output)
+
+
+def _load(config: GenerateConfig, model_facts: dict[str, str]) -> Loaded:
+    """The model, or this process's part of it, laid out for answers."""
+    console.note(f"loading {config.load}")
+    loaded = load_model(
+        config.load,
+        config.dtype,
+        config.lora_load,
+        config.tokenizer_name_or_path,
+        tensor_parallel_size=config.shard.tensor_model_parallel_size,
+    )
+    check_model_facts(model_facts, loaded.config.to_dict())
+    speed_up(loaded, config.quantize)
+    return loaded
+
+
+def _beside(earlier: list[dict[str, Any]], answers: list[Answer], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each prompt with the answer of before and the one of now, for the report."""
     samples = [
         SampleAnswer(
-            prompt=row["prompt"],
+            prompt=before["prompt"],
             before=before["response"],
             after=answer.text,
             before_stopped=before.get("stopped"),
             after_stopped=answer.stopped,
             settings=settings,
         )
-        for row, before, answer in zip(rows, earlier, answers)
+        for before, answer in zip(earlier, answers)
     ]
-    _write([asdict(sample) for sample in samples], output)
+    return [asdict(sample) for sample in samples]
 
 
 def _warn_of_other_settings(config: GenerateConfig, settings: dict[str, Any], before: Any) -> None:
@@ -166,12 +177,14 @@ def _print_answer(loaded: Loaded, prompt: list[int], config: GenerateConfig, sto
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-    if config.sampling.num_beams > 1:
-        (answer,) = generate(loaded, [prompt], config.sampling, stops)
-        show(loaded.tokenizer.decode(answer, skip_special_tokens=True))
-    else:
-        generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show))
-    show("\n")
+    try:
+        if config.sampling.num_beams > 1:
+            (answer,) = generate(loaded, [prompt], config.sampling, stops)
+            show(loaded.tokenizer.decode(answer, skip_special_tokens=True))
+        else:
+            generate(loaded, [prompt], config.sampling, stops, TextStream(loaded.tokenizer, show, stops))
+    finally:
+        show("\n")  # what Ctrl-C makes the command line say begins a line
 
 
 def _write(rows: Iterable[dict[str, Any]], output: Path | None) -> None:
