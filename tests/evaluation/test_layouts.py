@@ -99,6 +99,13 @@ def test_agieval(tmp_path):
     write_json(tmp_path / "sat-math.jsonl", [{**row, "label": ["A", "B"]}])
     with pytest.raises(UserError, match="2 right answers; questions with several are not scored"):
         load_exam(TASKS["agieval"], tmp_path, "test")
+    for wrong, words in (
+        ({"options": [1, 2]}, "options must be a list of texts"),
+        ({"passage": [1]}, "passage must be a text"),
+    ):
+        write_json(tmp_path / "sat-math.jsonl", [{**row, **wrong}])
+        with pytest.raises(UserError, match=rf"row 1 \(id 1\): {words}"):
+            load_exam(TASKS["agieval"], tmp_path, "test")
 
 
 def test_tables_of_the_further_exams():

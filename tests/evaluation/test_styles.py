@@ -12,7 +12,7 @@ from tuneval.data.records import Message
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import STYLES, find_styles, styles_of
 from tuneval.evaluation.decisions import LetterLogits, Prompt
-from tuneval.evaluation.styles import all_prompts, check_shots, prompt_sha256, prompts, run_sha256
+from tuneval.evaluation.styles import all_prompts, check_explained, check_shots, prompt_sha256, prompts, run_sha256
 from tuneval.evaluation.tasks import TASKS, find_task
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -155,6 +155,11 @@ def test_all_means_styles_that_read_scores():
     }
 
 
+def test_all_of_an_exam_that_is_only_generated():
+    with pytest.raises(UserError, match=r"--style all: .* gsm8k has none; give lm_eval, lm_eval_flexible"):
+        find_styles(find_task("gsm8k"), "all", True)
+
+
 def test_shuffled_examples_are_those_of_datasets():
     """LLaMA-Factory calls datasets.shuffle() for every question, under numpy's global seed 42."""
     datasets = pytest.importorskip("datasets")
@@ -179,3 +184,17 @@ def test_every_real_question_has_a_prompt(real_data):
     texts = [p.text for rows in all_prompts(OFFICIAL, exam, 5, False).values() for p in rows]
     assert len(texts) == 1346 and len(set(texts)) == 1345  # one question stands twice
     assert all(t.endswith("\n答案：") and t.count("\n答案：") >= 6 for t in texts)
+
+
+def test_reasoning_is_shown_only_where_there_is_some():
+    exam = tiny_exam("ceval")
+    bare = replace(
+        exam, dev={s: (rows[0], replace(rows[1], explanation=None), *rows[2:]) for s, rows in exam.dev.items()}
+    )
+    for name in ("official_cot", "evalscope"):
+        check_explained(STYLES["ceval", name], 5, exam)
+        check_explained(STYLES["ceval", name], 1, bare)
+        told = rf"--style {name}: .* 1 of 5 have none \(such as logic, id 11\); .* give --shots 0"
+        with pytest.raises(UserError, match=told):
+            check_explained(STYLES["ceval", name], 5, bare)
+    check_explained(OFFICIAL, 5, bare)

@@ -164,10 +164,35 @@ def test_all_problems_at_once(exam):
 
 def test_answers_are_needed_but_for_the_test_split(exam):
     write_csv(exam / "val/law_val.csv", [row(i)[:-1] for i in range(3)], HEADER[:-1])
-    with pytest.raises(
-        UserError, match=r"law_val.csv: no right answers in it \(no column answer\); split val needs them"
-    ):
+    told = r"law_val.csv: 3 of 3 questions have no right answer \(such as id 0\); split val needs them"
+    with pytest.raises(UserError, match=told):
         load_ceval(exam, "val")
+
+
+def test_an_empty_column_of_answers_is_none(exam):
+    """Told once, not for each row; where answers may be secret they are."""
+    for split in ("val", "test"):
+        write_csv(exam / f"{split}/law_{split}.csv", [row(i, "") for i in range(3)])
+    assert not load_ceval(exam, "test", ("law",)).answered
+    with pytest.raises(
+        UserError, match=r"^\S+: 3 of 3 questions have no right answer \(such as id 0\); split val needs"
+    ):
+        load_ceval(exam, "val", ("law",))
+    write_csv(exam / "test/law_test.csv", [row(0), row(1, " "), row(2)])
+    with pytest.raises(
+        UserError, match=r"1 of 3 questions have no right answer \(such as id 1\); give all of split test"
+    ):
+        load_ceval(exam, "test", ("law",))
+
+
+def test_a_fifth_option_is_not_dropped(exam):
+    header = [*HEADER[:-1], "E", "answer"]
+    rows = [[*row(i)[:-1], "", "A"] for i in range(2)]
+    write_csv(exam / "val/law_val.csv", rows, header)
+    assert list(load_ceval(exam, "val", ("law",)).questions["law"][0].choices) == list("ABCD")
+    write_csv(exam / "val/law_val.csv", [*rows, [*row(2)[:-1], "以上都不对", "A"]], header)
+    with pytest.raises(UserError, match=r"law_val.csv, row 3 \(id 2\): has a fifth option E"):
+        load_ceval(exam, "val", ("law",))
 
 
 def test_tasks_are_known_by_name():

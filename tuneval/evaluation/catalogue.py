@@ -35,7 +35,12 @@ def find_styles(task: Task, wanted: str | None, chat: bool) -> list[Style]:
     """
     known = styles_of(task.name)
     if wanted == ALL:
-        return [s for s in known.values() if s.decision.kind != "reply" and (chat or not s.needs_chat_template)]
+        scored = [s for s in known.values() if s.decision.kind != "reply" and (chat or not s.needs_chat_template)]
+        if not scored:
+            raise UserError(
+                f"--style all: means those that read scores, and {task.name} has none; give {', '.join(known)}"
+            )
+        return scored
     found = []
     for name in dict.fromkeys(n.strip() for n in (wanted or task.style).split(",")):
         if name not in known:

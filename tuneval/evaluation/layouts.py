@@ -124,19 +124,25 @@ def json_rows(text: str, where: str, problems: Problems) -> Iterator[tuple[int, 
             problems.add(f"{where}, row {number}: must be an object, found {type(row).__name__}")
 
 
+def _four_choices(row: Row) -> dict[str, str]:
+    if (row.get("E") or "").strip():
+        raise BadQuestion("has a fifth option E, and this layout's questions have four, A to D; leave the row out")
+    return {letter: row[letter] for letter in LETTERS}
+
+
 def _ceval(row: Row, number: int) -> Row:
     return {
         "id": row["id"],
         "question": row["question"],
-        "choices": {letter: row[letter] for letter in LETTERS},
-        "answer": row["answer"].strip() if "answer" in row else None,
+        "choices": _four_choices(row),
+        "answer": row.get("answer", "").strip() or None,
         "explanation": row.get("explanation") or None,
     }
 
 
 def _cmmlu(row: Row, number: int) -> Row:
-    choices = {letter: row[letter] for letter in LETTERS}
-    return {"id": row[""], "question": row["Question"], "choices": choices, "answer": row["Answer"].strip()}
+    answer = row["Answer"].strip()
+    return {"id": row[""], "question": row["Question"], "choices": _four_choices(row), "answer": answer}
 
 
 def _mmlu(row: Row, number: int) -> Row:
@@ -187,9 +193,11 @@ def _without_marks(text: str) -> str:
 
 def _agieval(row: Row, number: int) -> Row:
     """`(A)text` -> label A; the options stay as they are written, labels included."""
-    choices = {}
-    for option in row["options"] or []:
-        label = re.match(r"\s*[(（]([A-G])[)）]", str(option))
+    choices, options = {}, row["options"] or []
+    if not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
+        raise BadQuestion("options must be a list of texts")
+    for option in options:
+        label = re.match(r"\s*[(（]([A-G])[)）]", option)
         if label is None:
             raise BadQuestion(f"option {option[:20]!r} does not begin with (A) to (G)")
         choices[label[1]] = option
@@ -201,7 +209,7 @@ def _agieval(row: Row, number: int) -> Row:
     return {
         "id": str(number - 1),
         "question": _text(row, "question"),
-        "passage": row.get("passage") or "",
+        "passage": _text(row, "passage") if row.get("passage") else "",
         "choices": choices,
         "answer": label,
     }

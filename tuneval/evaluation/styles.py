@@ -92,6 +92,17 @@ def check_shots(style: Style, shots: int, split: str) -> None:
         )
 
 
+def check_explained(style: Style, shots: int, exam: Exam) -> None:
+    """Raise a UserError where a style shows the reasoning of worked examples that have none."""
+    shown = [q for rows in exam.dev.values() for q in rows[:shots]] if "{explanation}" in style.reply else []
+    bare = [q for q in shown if not q.explanation]
+    if bare:
+        raise UserError(
+            f"--style {style.name}: shows the reasoning of worked examples, and {len(bare)} of {len(shown)} have none (such as "
+            f"{bare[0].subject}, id {bare[0].id}); fill in their column explanation, give --shots 0, or choose another style"
+        )
+
+
 def all_prompts(style: Style, exam: Exam, shots: int, chat: bool) -> dict[str, list[Prompt]]:
     """Subject -> the prompts of its questions, in order; each ends where the answer begins.
 

@@ -257,6 +257,10 @@ def _read(
     where, raw = files.where(name), files.read(name)
     digest.update(f"{name}:{len(raw)}:".encode() + raw)
     questions = read_questions(task.layout, subject, raw, where, problems)
-    if split not in task.secret and any(q.answer is None for q in questions):
-        problems.add(f"{where}: no right answers in it (no column answer); split {split} needs them")
+    unanswered = [q for q in questions if q.answer is None]
+    if unanswered and not (split in task.secret and len(unanswered) == len(questions)):
+        problems.add(
+            f"{where}: {len(unanswered)} of {len(questions)} questions have no right answer (such as id {unanswered[0].id}); "
+            + (f"give all of split {split}, or none" if split in task.secret else f"split {split} needs them")
+        )
     return questions
