@@ -164,6 +164,7 @@ def test_a_killed_run_goes_on_by_subject(exam, tmp_path):
         {"batch_tokens": 64},
         {"identity": {**MODEL, "kind": "x"}},
         {"style": "qwen_base"},
+        {"tokenizer_name_or_path": "elsewhere"},
     ],
 )
 def test_other_settings_do_not_reuse_an_unfinished_run(exam, tmp_path, change):
@@ -351,6 +352,26 @@ BAD_CALLS = {
     "--compare names 0 results": [],
     "--compare names 1 results": ["--compare", "a"],
     "--limit: nothing is scored without --load": ["--compare", "a", "b", "--limit", "3"],
+    "--task, --dtype: nothing is scored without --load": ["--compare", "a", "b", "--task", "mmlu", "--dtype", "fp32"],
+    "--compare a a/results.json: one result twice; give two": ["--compare", "a", "a/results.json"],
+    "--style officail: lm_eval:arc takes plain or chat": [
+        "--load",
+        "m",
+        "--task",
+        "lm_eval:arc",
+        "--style",
+        "officail",
+    ],
+    "--shots -1: must be 0 or more": ["--load", "m", "--task", "lm_eval:arc", "--shots", "-1"],
+    "--limit -2: must be at least 1": ["--load", "m", "--task", "lm_eval:arc", "--limit", "-2"],
+    "--compare: 2 results beside --load": ["--load", "m", "--task", "lm_eval:arc", "--compare", "a", "b"],
+    "--output: give a folder for the result (m": ["--load", "m", "--task", "lm_eval:arc"],
+    "--compare o: this call's result would take its place": [
+        *("--load", "m", "--task", "lm_eval:arc", "--output", "o", "--compare", "o")
+    ],
+    "--style official_cot: shows the reasoning of worked examples, and 15 of 15 have none": [
+        *("--load", "m", "--task-data-path", "EXAM", "--style", "official_cot", "--output", "o")
+    ],
     "--task mmlv: unknown; did you mean mmlu?": ["--load", "m", "--task", "mmlv", "--task-data-path", "x"],
     "--subjects ',': names none; leave it out for all": ["--load", "m", "--task-data-path", "EXAM", "--subjects", ","],
     "--split train: ceval has dev, val, test": ["--load", "m", "--task-data-path", "EXAM", "--split", "train"],
@@ -424,7 +445,9 @@ def test_a_result_is_not_compared_with_itself(exam, tmp_path):
 
 def test_nothing_of_an_earlier_result_stays_in_the_folder(exam, tmp_path, capsys):
     run(exam, tmp_path / "out")
-    cli.main(["evaluate", "--compare", str(tmp_path / "out"), str(tmp_path / "out")])
+    run(exam, tmp_path / "other")
+    assert cli.main(["evaluate", "--compare", str(tmp_path / "other"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/comparison.json").is_file()
     run(exam, tmp_path / "out", split="test", limit=2)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["predictions.jsonl", "record.json", "submission.json"]
@@ -493,6 +516,19 @@ def test_a_run_folder_end_to_end(exam, letter_folder):
     earlier = folder / "evaluation/ceval-official"
     assert cli.main([*command, "--compare", str(earlier), "--output", str(folder / "again")]) == 0
     assert "no difference" in read_record(Comparison, folder / "again/comparison.json").verdict
+
+
+def test_plain_text_for_want_of_a_template_is_compared(exam, letter_folder, tmp_path, capsys):
+    """Whether such a style converses is the model's to say: its prompts are not known before it is loaded."""
+    folder, _, _ = letter_folder
+    words = ["evaluate", "--load", str(folder), "--task-data-path", str(exam), "--dtype", "fp32", "--style", "oc_gen"]
+    words += ["--shots", "0", "--limit", "1", "--max-new-tokens", "1", "--allow-unparsed"]
+    assert cli.main([*words, "--output", str(tmp_path / "a")]) == 0
+    assert cli.main([*words, "--output", str(tmp_path / "b"), "--compare", str(tmp_path / "a")]) == 0
+    assert read_record(Comparison, tmp_path / "b/comparison.json").n == 3
+    told = [*words, "--limit", "2", "--output", str(tmp_path / "c"), "--compare", str(tmp_path / "a")]
+    assert cli.main(told) == 2 and "questions are in this call only" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 def test_kill_9_and_the_same_command_again(exam, letter_folder, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tuneval import console
 from tuneval.checkpoints.load import Loaded
 from tuneval.commands import evaluate_harness, evaluate_matrix
-from tuneval.commands.evaluate_flags import chosen, exams_of, output_of
+from tuneval.commands.evaluate_flags import chosen, exams_of, output_of, result_name
 from tuneval.commands.evaluate_run import Examination, load, score_exam
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
@@ -25,14 +25,14 @@ from tuneval.inference.generate import choose_template
 from tuneval.model.decoder import Decoder
 from tuneval.report import tables
 from tuneval.report.comparison import check_comparable, check_same_template, compare_results
-from tuneval.report.records import EvalResult, write_record
+from tuneval.report.records import EvalResult, result_folder, write_record
 
 
 def main(parsed: flags.Parsed) -> int:
     config: EvaluateConfig = parsed.config
     if config.load is None:
         before, after = config.compare
-        _compare(before, after, config.output or (after.parent if after.suffix == ".json" else after))
+        _compare(before, after, config.output or result_folder(after))
     elif config.task.startswith(HARNESS):
         evaluate_harness.evaluate(config, parsed.model_facts)
     else:
@@ -58,9 +58,10 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     task, styles = chosen(config)
     _say_without_effect(config, styles)
     examinations = _examinations(config, task, styles)
-    output = output_of(config, task, styles)
+    output = output_of(config, result_name(config, task, styles))
+    first = examinations[0]
     for earlier in config.compare:
-        check_comparable(earlier, examinations[0].config, examinations[0].asked)
+        check_comparable(earlier, first.config, first.asked if first.form_is_settled else None)
     console.note(f"loading {config.load}")
     loaded = load(config)
     ranks = Ranks.of(loaded.mesh)
@@ -68,8 +69,10 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     template = _template(loaded, config, [e.style for e in examinations])
     if template is None:
         examinations = _without_template(examinations, config)
+    first = examinations[0].with_template(template)
     for earlier in config.compare:
-        check_same_template(earlier, examinations[0].with_template(template).template_fingerprint)
+        check_same_template(earlier, first.template_fingerprint)
+        check_comparable(earlier, first.config, first.asked)
     decoder = Decoder(loaded.model).eval()
     scorer = ModelScorer(loaded, decoder, template, config.batch_tokens)
     training = measure(examinations[0].exam, config.train_data, loaded.tokenizer) if config.train_data else None

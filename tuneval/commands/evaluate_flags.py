@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 from tuneval.checkpoints.paths import check_there
@@ -10,8 +11,12 @@ from tuneval.errors import Problems, UserError
 from tuneval.evaluation.catalogue import ALL, HARNESS, find_styles
 from tuneval.evaluation.contamination import check_training_data
 from tuneval.evaluation.exam import Exam
-from tuneval.evaluation.styles import Style, check_shots
+from tuneval.evaluation.styles import Style, check_explained, check_shots
 from tuneval.evaluation.tasks import Task, find_task, load_exam
+from tuneval.report.records import result_folder
+
+HARNESS_STYLES = ("plain", "chat")
+"""How lm-evaluation-harness asks; the first is the usual one."""
 
 
 def check(config: EvaluateConfig) -> None:
@@ -19,10 +24,13 @@ def check(config: EvaluateConfig) -> None:
     if config.load is None:
         _check_comparison(config)
         return
-    if not config.task.startswith(HARNESS):
+    if config.task.startswith(HARNESS):
+        harness_style(config)
+        output_of(config, harness_name(config))
+    else:
         task, styles = chosen(config)
         exams_of(config, task, styles)
-        output_of(config, task, styles)
+        output_of(config, result_name(config, task, styles))
     check_there(config.load)
 
 
@@ -33,7 +41,7 @@ def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:
     problems.check(config.task_data_path, "--task-data-path: give the exam's folder or zip")
     splits = ", ".join(task.layout.files)
     problems.check(config.split in (None, *task.layout.files), f"--split {config.split}: {task.name} has {splits}")
-    problems.check(config.limit is None or config.limit > 0, f"--limit {config.limit}: must be at least 1")
+    _check_amounts(config, problems)
     problems.check(config.batch_tokens > 0, f"--batch-tokens {config.batch_tokens}: must be positive; 4096 is usual")
     problems.check(
         config.subjects is None or subjects_of(config),
@@ -44,10 +52,6 @@ def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:
         config.max_new_tokens is None or config.max_new_tokens > 0,
         f"--max-new-tokens {config.max_new_tokens}: must be at least 1",
     )
-    problems.check(
-        len(config.compare) <= 1,
-        f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
-    )
     problems.raise_if_any()
     if config.train_data is not None:
         check_training_data(config.train_data)
@@ -57,6 +61,16 @@ def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:
     )
     problems.raise_if_any()
     return task, styles
+
+
+def harness_style(config: EvaluateConfig) -> str:
+    """The style of a task of lm-evaluation-harness. Raises one UserError for what else is wrong with its flags."""
+    style, problems = config.style or HARNESS_STYLES[0], Problems()
+    problems.check(style in HARNESS_STYLES, f"--style {style}: {config.task} takes {' or '.join(HARNESS_STYLES)}")
+    problems.check(config.shots is None or config.shots >= 0, f"--shots {config.shots}: must be 0 or more")
+    _check_amounts(config, problems)
+    problems.raise_if_any()
+    return style
 
 
 def exams_of(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[tuple[Style, int, Exam]]:
@@ -70,32 +84,54 @@ def exams_of(config: EvaluateConfig, task: Task, styles: list[Style]) -> list[tu
         check_shots(style, shots, split)
         if shots not in exams:
             exams[shots] = load_exam(task, config.task_data_path, split, subjects_of(config), config.limit, shots)
+        check_explained(style, shots, exams[shots])
         found.append((style, shots, exams[shots]))
     return found
 
 
-def output_of(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
-    """`--output`, or for a run folder RUN/evaluation/TASK-STYLE, with what is not the usual setting behind it."""
-    output = config.output or _usual_output(config, task, styles)
+def output_of(config: EvaluateConfig, name: str) -> Path:
+    """`--output`, or for a run folder RUN/evaluation/NAME."""
+    output = config.output
+    if output is None and not is_run(config.load):
+        raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
+    output = output or config.load / "evaluation" / name
     _check_output(output, config.compare)
     return output
 
 
-def _usual_output(config: EvaluateConfig, task: Task, styles: list[Style]) -> Path:
-    if not (config.load / "metrics.jsonl").is_file():
-        raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
+def is_run(folder: Path) -> bool:
+    """Whether results may go below a folder: it holds a training's record."""
+    return (folder / "metrics.jsonl").is_file()
+
+
+def result_name(config: EvaluateConfig, task: Task, styles: list[Style]) -> str:
+    """TASK-STYLE, with what is not the usual setting behind it."""
     split = config.split or task.split
     unusual = [split] if split != task.split else []
     if len(styles) > 1:
-        return config.load / "evaluation" / "-".join([task.name, "matrix", *unusual])
+        return "-".join([task.name, "matrix", *unusual])
     style = styles[0]
     unusual += [f"{config.shots}shot"] if config.shots not in (None, style.shots) else []
-    return config.load / "evaluation" / "-".join([task.name, style.name, *unusual])
+    return "-".join([task.name, style.name, *unusual])
+
+
+def harness_name(config: EvaluateConfig) -> str:
+    """The same for a task of lm-evaluation-harness."""
+    return f"{config.task.replace(':', '-')}-{config.style or HARNESS_STYLES[0]}"
 
 
 def subjects_of(config: EvaluateConfig) -> tuple[str, ...]:
     """The names in `--subjects`."""
     return tuple(s.strip() for s in (config.subjects or "").split(",") if s.strip())
+
+
+def _check_amounts(config: EvaluateConfig, problems: Problems) -> None:
+    """What every task takes: how many questions, how many earlier results."""
+    problems.check(config.limit is None or config.limit > 0, f"--limit {config.limit}: must be at least 1")
+    problems.check(
+        len(config.compare) <= 1,
+        f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
+    )
 
 
 def _check_comparison(config: EvaluateConfig) -> None:
@@ -104,10 +140,14 @@ def _check_comparison(config: EvaluateConfig) -> None:
             f"--load is missing and --compare names {len(config.compare)} results: give --load MODEL to score a model, "
             "or --compare BEFORE AFTER to compare two results"
         )
-    names = ("lora_load", "task_data_path", "subjects", "limit", "split", "style", "shots", "prompt_type", "train_data")
-    unused = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) is not None]
+    own = ("compare", "output", "shard", "launch")
+    unused = [f.name for f in fields(config) if f.name not in own and getattr(config, f.name) != f.default]
     if unused:
-        raise UserError(f"{', '.join(unused)}: nothing is scored without --load; give --load, or leave it out")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"{flags}: nothing is scored without --load; give --load, or leave it out")
+    before, after = config.compare
+    if result_folder(before).resolve() == result_folder(after).resolve():
+        raise UserError(f"--compare {before} {after}: one result twice; give two")
 
 
 def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
@@ -116,9 +156,8 @@ def _check_output(output: Path, compare: tuple[Path, ...]) -> None:
     there = next(p for p in (output, *output.absolute().parents) if p.exists() or p.is_symlink())
     problems.check(there.is_dir(), f"--output {output}: {there} is a file; give a folder")
     for earlier in compare:
-        folder = earlier.parent if earlier.name == "results.json" else earlier
         problems.check(
-            folder.resolve() != output.resolve(),
+            result_folder(earlier).resolve() != output.resolve(),
             f"--compare {earlier}: this call's result would take its place; give another --output",
         )
     problems.raise_if_any()

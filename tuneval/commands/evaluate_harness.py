@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 
 from tuneval import console, runtime
+from tuneval.commands.evaluate_flags import harness_name, harness_style, output_of
 from tuneval.commands.evaluate_run import load
 from tuneval.config import flags
 from tuneval.config.schema import EvaluateConfig
-from tuneval.errors import UserError
 from tuneval.evaluation import stats
 from tuneval.evaluation.catalogue import HARNESS
-from tuneval.evaluation.harness import HarnessRun, run_harness
+from tuneval.evaluation.harness import HarnessRun, check_can_run, run_harness
 from tuneval.evaluation.units import Ranks
 from tuneval.files import sha256_json, write_json
 from tuneval.report import tables
-from tuneval.report.comparison import compare_results
+from tuneval.report.comparison import check_comparable, compare_results
 from tuneval.report.records import EvalResult, Prediction, write_record, write_records
 
-STYLES = ("plain", "chat")
-_UNUSED = ("split", "subjects", "prompt_type", "no_chat_template", "max_new_tokens", "allow_unparsed", "train_data")
+SPLIT = "lm_eval"
+"""What results name as the split, which the harness's task decides."""
+_UNUSED = (
+    *("split", "subjects", "prompt_type", "no_chat_template", "max_new_tokens", "allow_unparsed", "train_data"),
+    *("noise_questions", "batch_tokens"),
+)
 
 
 def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) -> EvalResult | None:
@@ -34,20 +39,18 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
     Raises:
         UserError: settings, task or model can't be used.
     """
-    style = config.style or STYLES[0]
-    if style not in STYLES:
-        raise UserError(f"--style {style}: {config.task} takes {' or '.join(STYLES)}")
-    if len(config.compare) > 1:
-        raise UserError(f"--compare: {len(config.compare)} results beside --load; give one earlier result")
-    for name in _UNUSED:
-        if getattr(config, name):
-            console.note(f"--{name.replace('_', '-')}: no effect, the harness's task decides")
-    output = _output(config, style)
+    style, output = harness_style(config), output_of(config, harness_name(config))
+    name = config.task.removeprefix(HARNESS)
+    check_can_run(name, config.task_data_path)
+    for f in fields(config):
+        if f.name in _UNUSED and getattr(config, f.name) != f.default:
+            console.note(f"--{f.name.replace('_', '-')}: no effect, the harness's task decides")
+    for earlier in config.compare:
+        check_comparable(earlier, replace(config, style=style, split=SPLIT), None)
     console.note(f"loading {config.load}")
     loaded = load(config)
     flags.check_model_facts(model_facts or {}, loaded.config.to_dict())
     started = time.monotonic()
-    name = config.task.removeprefix(HARNESS)
     run = run_harness(loaded, name, config.task_data_path, config.shots, style == "chat", config.limit)
     seconds = time.monotonic() - started
     if run.metric is None:
@@ -61,6 +64,8 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
 
 
 def _write(config: EvaluateConfig, output: Path, run: HarnessRun, result: EvalResult | None) -> None:
+    for name in ("results.json", "comparison.json"):  # of an earlier call
+        (output / name).unlink(missing_ok=True)
     write_json(output / "lm_eval.json", run.results)
     if result is None:
         return
@@ -71,14 +76,6 @@ def _write(config: EvaluateConfig, output: Path, run: HarnessRun, result: EvalRe
         comparison = compare_results(earlier, output)
         write_record(output / "comparison.json", comparison)
         tables.print_comparison(comparison, output)
-
-
-def _output(config: EvaluateConfig, style: str) -> Path:
-    if config.output is not None:
-        return config.output
-    if not (config.load / "metrics.jsonl").is_file():
-        raise UserError(f"--output: give a folder for the result ({config.load} is not a run folder)")
-    return config.load / "evaluation" / f"{config.task.replace(':', '-')}-{style}"
 
 
 def _prediction(row) -> Prediction:
@@ -96,7 +93,7 @@ def _result(config: EvaluateConfig, style: str, run: HarnessRun, identity: dict,
         task=config.task,
         style=style,
         shots=run.shots,
-        split="lm_eval",
+        split=SPLIT,
         model=identity,
         versions={**runtime.versions(), "lm_eval": metadata.version("lm_eval")},
         data_sha256=sha256_json([[row.subject, row.id, row.answer] for row in run.rows]),

@@ -56,6 +56,11 @@ class Examination:
         return replace(self, template_fingerprint=template.fingerprint if template and converses else None)
 
     @property
+    def form_is_settled(self) -> bool:
+        """Whether the style and the flags alone say how questions are put; else it depends on the model having a template."""
+        return not (self.chat and "or plain" in self.style.form)
+
+    @property
     def decision(self) -> Decision:
         return self.style.decision_for(self.shots)
 
@@ -113,6 +118,7 @@ def score_exam(
     """
     config, exam = each.config, each.exam
     settings = [config.dtype, config.batch_tokens, runtime.versions(), each.template_fingerprint]
+    settings.append(config.tokenizer_name_or_path)  # which the identity, of the weights, does not hold
     partial = Partial(output, [identity, exam.data_sha256, each.asked_sha256, settings], ranks)
     checked = self_test(scorer, each.style, exam, each.shots, each.chat, config.dtype)
     kept = _all_pieces(each, scorer, partial, ranks)

@@ -66,10 +66,7 @@ def run_harness(
         UserError: the harness is not installed, does not know the task, or its data is not on this machine; task files
             that call Python.
     """
-    if find_spec("lm_eval") is None:
-        raise UserError(f"--task {HARNESS}{name}: needs lm-evaluation-harness; pip install 'tuneval[lm-eval]'")
-    if folder is not None:
-        _check_task_files(folder)
+    check_can_run(name, folder)
     with _offline():
         tasks = import_module("lm_eval.tasks")
         manager = tasks.TaskManager(include_path=None if folder is None else str(folder))
@@ -96,6 +93,14 @@ def run_harness(
                 "(--task-data-path)"
             ) from None
     return loaded.mesh.first(_run(found) if runtime.is_main() else None)  # it gives its figures to the first alone
+
+
+def check_can_run(name: str, folder: Path | None) -> None:
+    """Raise a UserError where the harness is not there, or task files of the user's own call Python."""
+    if find_spec("lm_eval") is None:
+        raise UserError(f"--task {HARNESS}{name}: needs lm-evaluation-harness; pip install 'tuneval[lm-eval]'")
+    if folder is not None:
+        _check_task_files(folder)
 
 
 def _model(loaded: Loaded) -> Any:

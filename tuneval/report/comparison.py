@@ -13,7 +13,7 @@ from tuneval.evaluation import stats
 from tuneval.evaluation.bootstrap import paired_bootstrap
 from tuneval.evaluation.exam import categories
 from tuneval.report.checks import groups_of, read_predictions, read_result
-from tuneval.report.records import Comparison, EvalResult, Prediction
+from tuneval.report.records import Comparison, EvalResult, Prediction, result_folder
 
 Asked = dict[tuple[str, str], tuple[str | None, str | None]]
 """(subject, id) of a question -> its right answer and the hash of its prompt."""
@@ -34,7 +34,7 @@ def compare_results(a: Path, b: Path) -> Comparison:
     Raises:
         UserError: no result there, or results of different exams, styles, shots, questions, prompts or answers.
     """
-    a, b = _folder(a), _folder(b)
+    a, b = result_folder(a), result_folder(b)
     (result_a, rows_a), (result_b, rows_b) = _read(a), _read(b)
     _check_same(a, result_a, b, result_b)
     _check_questions(str(a), _asked(rows_a), str(b), _asked(rows_b))
@@ -65,13 +65,13 @@ def _corrected(tests: dict[str, dict]) -> dict[str, dict]:
     return {name: {**figures, "p_holm": p_holm[name]} for name, figures in tests.items()}
 
 
-def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked) -> None:
+def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked | None) -> None:
     """Before anything is scored: whether the result to come could be compared with an earlier one.
 
     Args:
         earlier: folder of the earlier result.
-        config: settings of the one to come.
-        asked: its questions.
+        config: settings of the one to come; None: not known yet.
+        asked: its questions; None: not known yet.
 
     Raises:
         UserError: as `compare_results`.
@@ -80,9 +80,12 @@ def check_comparable(earlier: Path, config: EvaluateConfig, asked: Asked) -> Non
     problems = Problems()
     for name in SAME:
         theirs, ours = getattr(result, name), getattr(config, name)
-        problems.check(theirs == ours, f"--compare {earlier}: {name} {theirs} there, {ours} here; score with {theirs}")
+        problems.check(
+            ours in (None, theirs), f"--compare {earlier}: {name} {theirs} there, {ours} here; score with {theirs}"
+        )
     problems.raise_if_any()
-    _check_questions(str(earlier), _asked(rows), "this call", asked)
+    if asked is not None:
+        _check_questions(str(earlier), _asked(rows), "this call", asked)
 
 
 def check_same_template(earlier: Path, fingerprint: str | None) -> None:
@@ -91,7 +94,7 @@ def check_same_template(earlier: Path, fingerprint: str | None) -> None:
     Raises:
         UserError: it was not.
     """
-    problems, result = Problems(), read_result(_folder(earlier) / "results.json")
+    problems, result = Problems(), read_result(result_folder(earlier) / "results.json")
     _check_template(str(earlier), result.template_fingerprint, "this call", fingerprint, problems)
     problems.raise_if_any()
 
@@ -102,12 +105,8 @@ Key = tuple[str, str]
 Rows = dict[Key, Prediction]
 
 
-def _folder(path: Path) -> Path:
-    return path.parent if path.name == "results.json" else path
-
-
 def _read(path: Path) -> tuple[EvalResult, Rows]:
-    folder = _folder(path)
+    folder = result_folder(path)
     if not (folder / "results.json").is_file():
         secret = (
             " (its split's answers are secret, so it has no accuracy)" if (folder / "record.json").is_file() else ""

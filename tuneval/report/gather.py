@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneval.errors import Problems, UserError
-from tuneval.files import read_json
+from tuneval.files import read_object
 from tuneval.report.checks import read_predictions, read_result, read_run
 from tuneval.report.records import (
     Comparison,
@@ -19,6 +19,7 @@ from tuneval.report.records import (
     Validation,
     read_record,
     read_records,
+    result_folder,
 )
 
 ExamKey = tuple[str, str, int, str]
@@ -120,7 +121,7 @@ def read_run_folder(folder: Path, label_of) -> Run:
 
 def _preprocess_settings(record: RunRecord) -> dict[str, Any]:
     path = Path(f"{record.config.get('data_path')}_manifest.json")
-    manifest = read_json(path) if path.is_file() else {}
+    manifest = read_object(path) if path.is_file() else {}
     same = manifest.get("data_sha256") is not None and manifest["data_sha256"] == record.data.get("data_sha256")
     return manifest.get("config") or {} if same else {}
 
@@ -168,7 +169,7 @@ def key_of(result: EvalResult) -> ExamKey:
 
 
 def _given_baseline(folder: Path) -> dict[ExamKey, Evaluation]:
-    folder = folder.parent if folder.name == "results.json" else folder
+    folder = result_folder(folder)
     found = read_evaluations(folder) or read_evaluations(folder / "evaluation")
     if not found:
         raise UserError(

@@ -263,6 +263,11 @@ def read_record(kind: type[R], path: str | Path) -> R:
     return from_dict(kind, read_json(path), str(path))
 
 
+def result_folder(path: Path) -> Path:
+    """The folder of a result that is named by itself or by its results.json."""
+    return path.parent if path.name == "results.json" else path
+
+
 def write_record(path: str | Path, record: Any) -> None:
     write_json(path, to_dict(record))
 
