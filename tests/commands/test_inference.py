@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -76,8 +77,6 @@ def test_templates_and_raw_text(model, capsys):
 
 
 def test_chat_keeps_so_many_turns(model, capsys, monkeypatch):
-    import io
-
     from tuneval.data.rendering import NamedTemplate
 
     seen, own = [], NamedTemplate.prompt_ids
@@ -90,6 +89,12 @@ def test_chat_keeps_so_many_turns(model, capsys, monkeypatch):
     asked = [[m for m in messages if m in ("one", "two", "three", "four")] for messages in seen]
     assert asked == [["one"], ["one", "two"], ["two", "three"], ["four"]]
     assert "1. If you want to quit" in output and output.count("\nMindSpeed-LLM:\n") == 4
+
+
+def test_bytes_that_are_no_text_do_not_end_the_chat(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff one\nq\n"), encoding="utf-8"))
+    words = ("--task", "chat", "--prompt-type", "qwen", "--max-new-tokens", "2")
+    assert run(capsys, "inference.py", *model, *words).out.count("\nMindSpeed-LLM:\n") == 1
 
 
 def test_an_adapter_of_other_settings_is_refused(model, tmp_path, capsys):
@@ -120,7 +125,7 @@ def test_evaluation_says_mindspeeds_lines_and_writes_ours(model, tmp_path, capsy
     shutil.copytree(ASSETS / "exam", tmp_path / "ceval")
     words = ["--task", "ceval", "--task-data-path", "ceval/val", "--no-chat-template", "--max-new-tokens", "1"]
     output = run(capsys, "evaluation.py", *model, *words, "--max-eval-samples", "3", "--micro-batch-size", "1").out
-    folder = tmp_path / "evaluation" / "mcore-ceval-mindspeed_direct-val"
+    folder = tmp_path / "evaluation" / "mcore-ceval-mindspeed_direct"
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     result = json.loads((folder / "results.json").read_text())
     for row in rows:
@@ -131,3 +136,26 @@ def test_evaluation_says_mindspeeds_lines_and_writes_ours(model, tmp_path, capsy
     table = output[output.rindex("subject") :].splitlines()
     assert table[0].split() == ["subject", "question_n", "acc"] and table[-2].split()[:2] == ["total", "18"]
     assert re.fullmatch(r"Ceval Running Time: \d+\.\d+", table[-1])
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--task ceval --max-eval-samples 0", "--max-eval-samples 0: must be at least 1"),
+        ("--task ceval --style official,lm_eval", "--style official,lm_eval: 2 styles; evaluation.py takes one"),
+        ("--task ceval mmlu", "--task ceval mmlu: one exam a call; give one of"),
+    ],
+)
+def test_what_evaluation_can_not_do_is_told_before_it_loads_a_model(model, words, told, capsys):
+    error = run(capsys, "evaluation.py", *model, *words.split(), "--task-data-path", str(ASSETS / "exam"), status=2).err
+    assert told in error and "loading" not in error
+
+
+def test_evaluation_calls_nothing_wrong_where_answers_are_secret(model, tmp_path, capsys):
+    folder = tmp_path / "exam/test"
+    folder.mkdir(parents=True)
+    (folder / "law_test.csv").write_text("id,question,A,B,C,D\n0,q,a,b,c,d\n", encoding="utf-8")
+    words = ["--task", "ceval", "--task-data-path", str(folder), "--style", "official", "--shots", "0"]
+    output = run(capsys, "evaluation.py", *model, *words, "--output", str(tmp_path / "out")).out
+    assert "the right answers of test are secret" in output and "acc" not in output
+    assert (tmp_path / "out/submission.json").is_file()

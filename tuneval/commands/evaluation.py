@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from tuneval import console, runtime
 from tuneval.commands.evaluate import evaluate
+from tuneval.commands.evaluation_flags import output_of
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import EvaluationConfig
 from tuneval.errors import UserError
@@ -19,9 +19,9 @@ def main(parsed: Parsed) -> int:
     if config.load is None:
         raise UserError("--load: give the model")
     started = time.perf_counter()
-    config = replace(config, output=config.output or _output(config))
+    config = replace(config, output=output_of(config))
     (result,) = evaluate(config, parsed.model_facts)
-    if not runtime.is_main():
+    if not runtime.is_main() or not result.micro:  # nothing is right or wrong where the answers are secret
         return 0
     predictions = read_records(Prediction, config.output / "predictions.jsonl")
     for line in lines(result, predictions):
@@ -52,12 +52,3 @@ def _answered(prediction: Prediction) -> str:
     if prediction.prediction is not None or prediction.response is None:
         return str(prediction.prediction)
     return " ".join(prediction.response.split())
-
-
-def _output(config: EvaluationConfig) -> Path:
-    """RUN/evaluation/TASK-STYLE of a run folder; else the same under evaluation/ here, by the model's name."""
-    name = "-".join(filter(None, (config.task, config.style, config.split)))
-    if (config.load / "metrics.jsonl").is_file():
-        return config.load / "evaluation" / name
-    of_adapter = [config.lora_load.name] if config.lora_load else []
-    return Path("evaluation") / "-".join([config.load.resolve().name, *of_adapter, name])

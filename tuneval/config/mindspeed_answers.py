@@ -60,7 +60,8 @@ def evaluation(words: Words) -> None:
             f"--task {task}: not built in; what comes closest is tuneval evaluate --task lm_eval:{HARNESS_TASKS[task]}"
         )
     if task not in EVALUATION_TASKS:
-        raise UserError(f"--task {task}: give one of {', '.join([*EVALUATION_TASKS, *HARNESS_TASKS])}")
+        several = "one exam a call; " if " " in task else ""
+        raise UserError(f"--task {task}: {several}give one of {', '.join([*EVALUATION_TASKS, *HARNESS_TASKS])}")
     words.give("task", EVALUATION_TASKS[task])
     _split_folder(words)
     _evaluation_style(words, task)
