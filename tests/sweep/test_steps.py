@@ -137,6 +137,17 @@ def test_prompts_of_a_file(tmp_path):
         plan_of(tmp_path, answers={"prompts": str(tmp_path / "p.jsonl")})
 
 
+def test_paths_that_the_sweep_reads_itself_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}])
+    write_jsonl(tmp_path / "r.jsonl", [{"instruction": "q", "output": "a"}] * 4)
+    changes = {"preprocess": {"input": "~/r.jsonl"}, "answers": {"prompts": "~/p.jsonl"}}
+    plan = plan_of(tmp_path, base={"load": "m", "train_iters": 4}, axes={"data_size": [2, 3]}, points=None, **changes)
+    part = next(step for step in plan.shared if step.kind == "records")
+    part.action()
+    assert len(part.output.read_text().splitlines()) in (2, 3)
+
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples" / "ablation").glob("*.yaml"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def _check_needed(sweep: Sweep, problems: Problems) -> None:
 
 
 def _check_prompts(prompts: object, problems: Problems) -> None:
+    prompts = os.path.expanduser(prompts) if isinstance(prompts, str) else prompts
     texts = isinstance(prompts, list) and prompts and all(isinstance(p, str) for p in prompts)
     if not isinstance(prompts, str):
         problems.check(texts, "answers: prompts: give a list of texts, or a JSON-lines file")

@@ -130,6 +130,8 @@ class Runner:
         before = self.state.outcome(step)
         if before is not None and (before.status == DONE or (before.status == FAILED and self.skip_failed)):
             return before
+        if job is not None:  # what follows was made of what this step left before
+            self.state.forget(job.steps[job.steps.index(step) + 1 :])
         progress.started(step, job)
         started = time.monotonic()
         log = self.state.log_file(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -58,6 +58,11 @@ class SweepState:
         found = Outcome(status=status, command=list(step.words), seconds=seconds, ended=now, error=error, log=log)
         write_json(self._file(step.id), asdict(found))
         return found
+
+    def forget(self, steps: Iterable[Step]) -> None:
+        """Let steps be run again."""
+        for step in steps:
+            self._file(step.id).unlink(missing_ok=True)
 
     def log_file(self, step: Step) -> Path:
         return self.folder / "logs" / f"{step.id.replace('/', '.')}.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -144,7 +145,7 @@ class _Builder:
 
     def _records(self, subset: Subset, settings: dict[str, Any]) -> tuple[Path, tuple[str, ...]]:
         source, handler, keys = (
-            Path(str(settings["input"])),
+            Path(os.path.expanduser(str(settings["input"]))),
             settings.get("handler_name", "auto"),
             settings.get("map_keys"),
         )
