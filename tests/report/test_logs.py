@@ -112,6 +112,13 @@ def test_a_restart_goes_back(tmp_path):
     assert [(s.step, s.loss) for s in run.steps] == [(1, 1.0), (2, 2.5), (3, 3.5)]
 
 
+def test_a_restart_and_a_second_ranks_line_leave_the_interval_as_it_is(tmp_path):
+    line = " iteration {:8d}/ {} | consumed samples: {} | elapsed time per iteration (ms): 100.0 | lm loss: 2.0E+00 |"
+    said = [(100, 300), (100, 300), (200, 300), (300, 300), (200, 500), (300, 500), (400, 500)]
+    run = read_log(write(tmp_path, "l.log", "\n".join(line.format(n, planned, 8 * n) for n, planned in said))).run
+    assert [s.seconds for s in run.steps] == pytest.approx([10.0] * 4) and run.record.train_iters == 500
+
+
 @pytest.mark.parametrize(
     "text", [EXAM, EXAM[: EXAM.index("INFO:__main__:ceval acc")], EXAM[EXAM.index("            subject") :]]
 )

@@ -89,8 +89,16 @@ def test_series_differ_by_more_than_colour(drawn):
 
 @pytest.mark.parametrize(
     "y",
-    [[math.nan] * 5, [1.0, math.nan, math.inf, 2.0, 3.0], [2.5] * 5, [0.0] * 5, [1e-12, 1e12, 1.0, 1.0, 1.0]],
-    ids=["nothing", "gaps", "flat", "zero", "extremes"],
+    [
+        [math.nan] * 5,
+        [1.0, math.nan, math.inf, 2.0, 3.0],
+        [2.5] * 5,
+        [0.0] * 5,
+        [1e-12, 1e12, 1.0, 1.0, 1.0],
+        [1.0, 3e38, 2.0, 3.0, 1e38],
+        [1e308, 1.0, -1e308, 1.7e308, 1e308],
+    ],
+    ids=["nothing", "gaps", "flat", "zero", "extremes", "fp32", "huge"],
 )
 @pytest.mark.parametrize("smooth", [1, 5])
 @pytest.mark.parametrize("from_zero", [False, True])
@@ -132,6 +140,12 @@ def test_moving_mean_equals_the_definition():
     np.testing.assert_allclose(plots.moving_mean(values, 7), expected, rtol=1e-12)
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(plots.moving_mean(values, 5), expected, rtol=1e-12)
+
+
+def test_a_huge_value_does_not_swallow_what_comes_after_it():
+    mean = plots.moving_mean([2.0] * 5 + [1e30] + [2.0] * 20, 5)
+    assert mean[3:8] == pytest.approx(2e29) and mean[[0, 1, 2, *range(8, 26)]] == pytest.approx(2.0, rel=1e-12)
+    assert plots.moving_mean([1.5e308] * 9, 5) == pytest.approx(1.5e308)
 
 
 def test_moving_mean_of_nothing_finite():

@@ -109,8 +109,8 @@ def _float(text: str) -> float | None:
 
 def _steps(lines: list[str]) -> list[Step]:
     """One a logged iteration; of a log interval above 1 each stands for the iterations since the last."""
-    found: dict[int, Step] = {}
-    memory, previous = 0, 0
+    found: list[Step] = []
+    memory = 0
     for line in lines:
         peak = MEMORY.search(line)
         if peak:
@@ -119,29 +119,30 @@ def _steps(lines: list[str]) -> list[Step]:
         if match is None:
             continue
         number, fields = int(match[1]), _fields(match[3])
-        span = number - previous if number > previous else 1
-        previous = number
+        while found and found[-1].step >= number:
+            found.pop()  # another rank's line, or a restart that went back: what came after is run again
+        span = number - (found[-1].step if found else 0)
         per_second = fields.get("tokens per second", math.nan)
         seconds = fields.get("elapsed time per iteration (ms)", math.nan) / 1000 * span
-        for later in [n for n in found if n >= number]:
-            del found[later]  # a restart went back: what came after is run again
-        found[number] = Step(
-            step=number,
-            loss=fields.get("lm loss", math.nan),
-            grad_norm=fields.get("grad norm"),
-            lr=fields.get("learning rate", math.nan),
-            samples=int(fields.get("consumed samples", 0)),
-            tokens=0 if math.isnan(per_second) or math.isnan(seconds) else round(per_second * seconds),
-            trained_tokens=0,
-            seconds=seconds,
-            tokens_per_second=per_second,
-            peak_memory_bytes=memory,
+        found.append(
+            Step(
+                step=number,
+                loss=fields.get("lm loss", math.nan),
+                grad_norm=fields.get("grad norm"),
+                lr=fields.get("learning rate", math.nan),
+                samples=int(fields.get("consumed samples", 0)),
+                tokens=0 if math.isnan(per_second) or math.isnan(seconds) else round(per_second * seconds),
+                trained_tokens=0,
+                seconds=seconds,
+                tokens_per_second=per_second,
+                peak_memory_bytes=memory,
+            )
         )
-    return [found[number] for number in sorted(found)]
+    return found
 
 
 def _run(path: Path, lines: list[str], arguments: dict[str, Any], steps: list[Step]) -> Run:
-    planned = next(int(m[2]) for line in lines if (m := ITERATION.search(line)))
+    *_, planned = (int(m[2]) for line in lines if (m := ITERATION.search(line)))  # of the last start
     stamp = next((m[1] for line in lines if ITERATION.search(line) and (m := TIME.search(line))), None)
     record = RunRecord(
         command=[],

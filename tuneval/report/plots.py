@@ -33,6 +33,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surfac
 WIDTH = 400.0
 """Of every figure, in SVG units; text is 11 of them high, so a phone's 360 pixels still show it readably."""
 _POINTS_PER_INCH = 72.0
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +160,13 @@ def dots(
 
 def moving_mean(values: Sequence[float], width: int) -> np.ndarray:
     """Centred mean over `width` values, fewer at the ends, NaN and infinite ones left out. Shape [len(values)]."""
-    array = np.asarray(values, dtype=float)
-    good = np.isfinite(array)
-    half = width // 2
-    sums = np.concatenate([[0.0], np.cumsum(np.where(good, array, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(good)])
-    low = np.maximum(np.arange(len(array)) - half, 0)
-    high = np.minimum(np.arange(len(array)) + half + 1, len(array))
-    n = counts[high] - counts[low]
-    return np.where(n > 0, (sums[high] - sums[low]) / np.maximum(n, 1), np.nan)
+    array, half = np.asarray(values, dtype=float), width // 2
+    good, window = np.isfinite(array), np.ones(2 * half + 1)
+    middles = slice(half, half + len(array))
+    # Each window by itself: in running sums one huge loss would swallow all that come after it.
+    means = np.convolve(np.where(good, array, 0.0) / len(window), window)[middles]
+    n = np.convolve(good.astype(float), window)[middles]
+    return np.where(n > 0, means * (len(window) / np.maximum(n, 1)), np.nan)
 
 
 STYLE = {
@@ -212,17 +211,23 @@ def new_figure(
 
 def _draw_line(axis: Axes, one: Series, smooth: int) -> None:
     colour, marker = RUN_COLOURS[one.colour % len(RUN_COLOURS)], MARKERS[one.colour % len(MARKERS)]
-    y = np.where(np.isfinite(one.y), one.y, np.nan)
+    y = _drawable(one.y)
     few = len(one.x) < 12
     if smooth > 1:
         axis.plot(one.x, y, color=colour, alpha=0.35, linewidth=0.9)
-        axis.plot(one.x, moving_mean(one.y, smooth), color=colour, linewidth=1.8)
+        axis.plot(one.x, moving_mean(y, smooth), color=colour, linewidth=1.8)
     else:
         axis.plot(one.x, y, color=colour, linewidth=1.6, marker=marker if few else None, markersize=4)
     if one.points:
         px, py = zip(*one.points)
-        axis.plot(px, py, color=colour, linewidth=1, linestyle=(0, (4, 2)), marker=marker, markersize=6,
+        axis.plot(px, _drawable(py), color=colour, linewidth=1, linestyle=(0, (4, 2)), marker=marker, markersize=6,
                   markerfacecolor=SURFACE, markeredgecolor=colour, markeredgewidth=1.5)  # fmt: skip
+
+
+def _drawable(values: Sequence[float]) -> np.ndarray:
+    """NaN in the place of what no axis can show: infinities, and numbers that leave no room for a margin."""
+    array = np.asarray(values, dtype=float)
+    return np.where(np.abs(array) < _LARGEST, array, np.nan)
 
 
 def _whole(series: Sequence[Series]) -> bool:

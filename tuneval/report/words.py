@@ -423,7 +423,7 @@ def number(value: float | int) -> str:
 
 
 def loss(value: float) -> str:
-    return f"{value:.3f}"
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def rate(value: float) -> str:
