@@ -19,11 +19,13 @@ import pytest
 import torch
 
 from tuneval import cli
+from tuneval.commands import evaluate_harness
 from tuneval.commands.evaluate import evaluate
 from tuneval.commands.evaluate_run import Examination, score_exam
 from tuneval.config.schema import EvaluateConfig
 from tuneval.errors import UserError
 from tuneval.evaluation.catalogue import STYLES
+from tuneval.evaluation.harness import HarnessRow, HarnessRun
 from tuneval.evaluation.margins import bf16_step, decide
 from tuneval.evaluation.tasks import TASKS, load_exam
 from tuneval.evaluation.units import ALONE, Ranks
@@ -529,6 +531,29 @@ def test_plain_text_for_want_of_a_template_is_compared(exam, letter_folder, tmp_
     told = [*words, "--limit", "2", "--output", str(tmp_path / "c"), "--compare", str(tmp_path / "a")]
     assert cli.main(told) == 2 and "questions are in this call only" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_task_of_the_harness_is_checked_and_compared_as_others_are(letter_folder, tmp_path, monkeypatch, capsys):
+    """The harness itself, which need not be installed, is tried elsewhere."""
+    facts = {"subject": "toy", "answer": "1", "prediction": "1", "correct": True, "prompt_sha256": "0"}
+    found = HarnessRun(results={}, metric="acc", rows=[HarnessRow(id="7", **facts)], shots=2, chance=0.5)
+    monkeypatch.setattr(evaluate_harness, "check_can_run", lambda *_: None)
+    monkeypatch.setattr(evaluate_harness, "run_harness", lambda *_: found)
+    monkeypatch.setattr(evaluate_harness.metadata, "version", lambda name: "0")
+    folder, _, _ = letter_folder
+    words = ["evaluate", "--load", str(folder), "--task", "lm_eval:toy", "--dtype", "fp32"]
+    assert cli.main(words) == 0
+    first = folder / "evaluation/lm_eval-toy-plain"
+    again = [*words, "--output", str(tmp_path / "out"), "--compare", str(first)]
+    assert cli.main([*again, "--noise-questions", "3"]) == 0
+    assert read_record(Comparison, tmp_path / "out/comparison.json").n == 1
+    assert "--noise-questions: no effect" in capsys.readouterr().err
+    assert cli.main([*again, "--style", "chat"]) == 2
+    told = capsys.readouterr().err
+    assert "style plain there, chat here" in told and "loading" not in told
+    monkeypatch.setattr(evaluate_harness, "run_harness", lambda *_: replace(found, metric=None))
+    assert cli.main([*words, "--output", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["lm_eval.json"]
 
 
 def test_kill_9_and_the_same_command_again(exam, letter_folder, tmp_path):

@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig, model_facts: dict[str, str] | None = None) 
 
 
 def _write(config: EvaluateConfig, output: Path, run: HarnessRun, result: EvalResult | None) -> None:
-    for name in ("results.json", "comparison.json"):  # of an earlier call
+    for name in ("results.json", "predictions.jsonl", "comparison.json"):  # of an earlier call
         (output / name).unlink(missing_ok=True)
     write_json(output / "lm_eval.json", run.results)
     if result is None:
