@@ -56,6 +56,8 @@ def test_a_question_that_stands_twice(pair_of_results, tmp_path):
         (("macro", "low"), "0.2", r"macro\.low must be a share from 0 to 1, found \"0\.2\""),
         (("categories", "STEM", "accuracy"), 40, r"categories\.STEM\.accuracy must be a share"),
         (("subjects", "law", "high"), True, r"subjects\.law\.high must be a share"),
+        (("micro", "high"), None, r"micro\.high must be a share from 0 to 1, found nothing"),
+        (("subjects", "law", "groups"), None, r"subjects\.law\.groups must be a list of texts, found null"),
         (("seconds",), math.inf, "seconds must be a number, found Infinity"),
         (("noise",), {"questions": 4}, r"noise\.changed must be a whole number, found null"),
         (("noise", "largest"), math.nan, r"noise\.largest must be a number, found NaN"),

@@ -58,12 +58,17 @@ def read_result(path: Path) -> EvalResult:
     scores |= {f"subjects.{name}": facts for name, facts in result.subjects.items()}
     for name, facts in scores.items():
         for key in ("accuracy", "low", "high"):
-            if key == "accuracy" or facts.get(key) is not None:
+            if key == "accuracy" or any(facts.get(end) is not None for end in ("low", "high")):
                 _check_share(facts.get(key), f"{path}: {name}.{key}", problems)
     for name, facts in result.subjects.items():
         found = facts.get("category")
         problems.check(
             isinstance(found, str), f"{path}: subjects.{name}.category must be a text, found {_short(found)}"
+        )
+        groups = facts.get("groups", [])
+        problems.check(
+            fits(groups, list[str] | str),
+            f"{path}: subjects.{name}.groups must be a list of texts, found {_short(groups)}",
         )
     for name, hints in FACTS.items():
         facts = getattr(result, name)
