@@ -167,6 +167,15 @@ def test_nothing_done_yet(tmp_path):
     assert write_sweep_report(tmp_path / "out", tmp_path / "r.html", "zh")[0].is_file()
 
 
+def test_records_that_are_no_objects_are_told(tmp_path):
+    plan = make_sweep(tmp_path)
+    state = next((plan.folder / "state").iterdir())
+    for path in (state, plan.folder / "sweep.json"):
+        path.write_text("[]")
+        with pytest.raises(UserError, match=rf"{path.name}: must hold a JSON object, found a list"):
+            gather_sweep(plan.folder)
+
+
 def test_base_full_and_lora_stand_side_by_side(source):
     cards = source.split('<article class="sample">')[1:]
     assert len(cards) == len(SAMPLES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneval.errors import UserError
-from tuneval.files import read_json
+from tuneval.files import read_object
 from tuneval.report.findings import Curve, curve
 from tuneval.report.gather import Evaluation, ExamKey, Run, read_evaluations, read_run_folder
 from tuneval.sweep.points import Level, spell_levels
@@ -135,7 +135,7 @@ def gather_sweep(folder: Path) -> SweepResult:
     """
     if not is_sweep(folder):
         raise UserError(f"{folder}: holds no {RECORD}, so it is not the folder of a `tuneval ablate`")
-    record = read_json(folder / RECORD)
+    record = read_object(folder / RECORD)
     version = record.get("schema_version")
     if version != SCHEMA_VERSION:
         raise UserError(f"{folder / RECORD}: schema_version {version}, this tuneval reads {SCHEMA_VERSION}")
@@ -188,7 +188,7 @@ def _status(folder: Path, steps: Sequence[str]) -> tuple[str, str, str]:
     """(status, step that failed, its error) from the state files."""
     for step in steps:
         path = folder / "state" / f"{step.replace('/', '.')}.json"
-        outcome = read_json(path) if path.is_file() else {}
+        outcome = read_object(path) if path.is_file() else {}
         if outcome.get("status") in (FAILED, SKIPPED):
             return FAILED, step.rsplit("/", 1)[-1], str(outcome.get("error", ""))
         if outcome.get("status") != DONE:
