@@ -70,7 +70,12 @@ def test_every_script_is_there(page):
 
 @pytest.mark.parametrize(("english", "chinese"), PAIRS, ids=lambda p: p.name)
 def test_both_languages_show_the_same_commands(english, chinese):
-    assert tuneval_commands(english) == tuneval_commands(chinese)
+    """But for the language of a report, which is the page's."""
+
+    def without_language(page: Path) -> list[str]:
+        return [re.sub(r" --lang (zh|en)", "", " ".join(words)) for words in tuneval_commands(page)]
+
+    assert without_language(english) == without_language(chinese)
 
 
 def test_readmes_open_with_exactly_two_set_up_commands():

@@ -15,6 +15,7 @@ OPTIONAL = {
     "pyarrow": ("--input *.parquet", "pip install 'tuneval[parquet]'"),
     "bitsandbytes": ("--optimizer adam8bit", "pip install 'tuneval[adam8bit]'"),
     "tensorboard": ("--tensorboard-dir", "pip install 'tuneval[tensorboard]'"),
+    "lm_eval": ("evaluate --task lm_eval:NAME", "pip install 'tuneval[lm-eval]'"),
     "modelscope": ("download --source modelscope", "pip install 'tuneval[modelscope]'"),
 }
 
