@@ -239,3 +239,58 @@ def test_paths_may_begin_with_the_home_folder_where_no_shell_replaces_it(monkeyp
     assert flags.parse(schema.PreprocessConfig, words, "tuneval preprocess").config.output_prefix == f"{tmp_path}/p/"
     runs = flags.parse(schema.ReportConfig, ["--runs", "~/a", "b"], "tuneval report").config.runs
     assert [str(run) for run in runs] == [str(tmp_path / "a"), "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--lr abc", "--lr abc: give a number"),
+        ("--train-iters 1e3", "--train-iters 1e3: give a whole number"),
+        ("--lr-decay-style cosin", "--lr-decay-style cosin: give constant or linear or cosine"),
+        ("--bf16 true", "--bf16 true: takes no value"),
+        ("--lr --bf16", "--lr: give a value"),
+        ("--data-path my data", "--data-path my data: give one value; quotes hold words together"),
+        ("-lr 1e-4", "-lr: a flag begins with two plain hyphens, --lr"),
+        ("–lr 1e-4", "–lr: a flag begins with two plain hyphens, --lr"),
+        ("—global_batch_size=8", "—global_batch_size=8: a flag begins with two plain hyphens, --global-batch-size"),
+    ],
+)
+def test_what_a_flag_does_not_take_is_told_in_one_line(words, told):
+    with pytest.raises(UserError) as error:
+        tune(*words.split())
+    assert str(error.value).startswith(told)
+
+
+def test_what_is_missing_is_told_with_what_is_wrong():
+    words = "--model m --data d --save s --lr abc".split()
+    with pytest.raises(UserError) as error:
+        flags.parse(schema.TuneConfig, words, "tuneval tune")
+    for told in (
+        "4 problems",
+        "--lr abc: give a number",
+        "--model: unknown flag; did you mean --load?",
+        "--data: unknown flag; did you mean --data-path?",
+        "--load, --data-path: needed; tuneval tune --help says what for",
+    ):
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "given", "meant"),
+    [
+        (schema.TuneConfig, "learning-rate", "lr"),
+        (schema.TuneConfig, "num-train-epochs", "train-epochs"),
+        (schema.TuneConfig, "output-dir", "save"),
+        (schema.TuneConfig, "cutoff-len", "seq-length"),
+        (schema.EvaluateConfig, "data", "task-data-path"),
+    ],
+)
+def test_what_other_tools_call_a_flag_names_ours(config_type, given, meant):
+    with pytest.raises(UserError) as error:
+        flags.parse(config_type, [f"--{given}", "1", "--no-such-flag"], "tuneval")
+    assert f"--{given}: unknown flag; did you mean --{meant}?" in str(error.value)
+
+
+def test_of_a_flag_given_twice_the_last_counts():
+    assert tune("--lr", "1", "--lora-target-modules", "a", "--lr", "2").config.optim.lr == 2
+    assert tune("--lr", "None", "--lora-target-modules").config.optim.lr is None

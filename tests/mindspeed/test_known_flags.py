@@ -52,7 +52,12 @@ FLAGS = {
         accumulate-allreduce-grads-in-fp32 context-parallel-size=1 attention-mask-type=general pad-to-multiple-of=8
         train-samples=8 lr-decay-samples=8 lr-warmup-samples=8 rampup-batch-size=8 recompute-activations
         exit-interval=8 exit-duration-in-mins=8 train-data-path=d valid-data-path=d test-data-path=d
-        calculate-per-token-loss no-shared-storage tensorboard-dir=x tensorboard-queue-size=5 init-method-std=0.02""",
+        calculate-per-token-loss no-shared-storage tensorboard-dir=x tensorboard-queue-size=5 init-method-std=0.02
+        manual-gc manual-gc-interval=50 deterministic-mode wandb-project=x wandb-exp-name=x wandb-save-dir=x
+        log-progress use-dist-ckpt ckpt-step=9 pretrained-checkpoint=x data-cache-path=x no-mmap-bin-files
+        exit-signal-handler profile-step-start=1 profile-step-end=2 profile-ranks=0 trust-remote-code
+        tp-comm-overlap no-overlap-p2p-communication use-cpu-initialization vocab-size=9 rope-scaling-factor=8.0
+        no-initialization skip-train mock-data""",
 }
 
 

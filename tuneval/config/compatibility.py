@@ -127,8 +127,20 @@ UNSUPPORTED: dict[str, str] = {
     "lu-lora": "LoRA is of peft's kind",
     "o2-optimizer": "masters and moments are fp32; --optimizer adam8bit keeps moments of 8 bits and no masters",
     "use-deter-comp": "set the device's own variables for determinism",
+    "deterministic-mode": "leave it out: on a CPU the same command gives the same bits; elsewhere set the device's own variables",
     "npu-deterministic": "set the device's own variables for determinism",
     "profile": "torch.profiler looks into any process",
+    "use-pytorch-profiler": "torch.profiler looks into any process",
+    "profile-step-start": "torch.profiler looks into any process",
+    "profile-step-end": "torch.profiler looks into any process",
+    "profile-ranks": "torch.profiler looks into any process",
+    "ckpt-step": "name the iteration's own folder: --load DIR/iter_0000200",
+    "pretrained-checkpoint": "give it as --load",
+    "skip-train": "tuneval evaluate scores a model without training it",
+    "mock-data": "give --data-path; tuneval quickstart has data of its own",
+    "decoupled-lr": "every weight has the one --lr",
+    "decoupled-min-lr": "every weight has the one --min-lr",
+    "trust-remote-code": "code that lies in a model's folder is never run; give a model that transformers has itself",
     "split-sentences": "belongs to pretraining; preprocess makes instruction data",
     "keep-newlines": "belongs to pretraining; preprocess makes instruction data",
     "hf-datasets-params": "give files or folders to --input",
@@ -158,6 +170,35 @@ UNSUPPORTED: dict[str, str] = {
 """Flags that ask for what is not done here: flag -> what to do instead. An error, never silence."""
 
 
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("model", "model-path", "model-name-or-path", "model-dir", "checkpoint"), ("load",)),
+    **dict.fromkeys(("adapter", "adapter-path", "adapter-name-or-path", "lora-path"), ("lora-load",)),
+    **dict.fromkeys(("data", "dataset", "data-dir", "train-file"), ("data-path", "task-data-path", "input")),
+    **dict.fromkeys(
+        ("output-dir", "out", "output", "save-dir", "save-path"), ("save", "output", "output-prefix", "to")
+    ),
+    **dict.fromkeys(("tokenizer", "tokenizer-path", "tokenizer-model"), ("tokenizer-name-or-path",)),
+    "learning-rate": ("lr",),
+    **dict.fromkeys(("epochs", "num-epochs", "num-train-epochs"), ("train-epochs",)),
+    **dict.fromkeys(("steps", "max-steps", "iters", "num-steps"), ("train-iters",)),
+    **dict.fromkeys(("batch-size", "train-batch-size"), ("global-batch-size", "batch-tokens")),
+    **dict.fromkeys(("per-device-train-batch-size", "gradient-accumulation-steps"), ("global-batch-size",)),
+    **dict.fromkeys(("cutoff-len", "max-seq-length", "max-seq-len", "max-length"), ("seq-length", "max-new-tokens")),
+    **dict.fromkeys(("lora-rank", "rank"), ("lora-r",)),
+    **dict.fromkeys(("lora-target", "target-modules"), ("lora-target-modules",)),
+    "warmup-ratio": ("lr-warmup-fraction",),
+    "warmup-steps": ("lr-warmup-iters",),
+    "lr-scheduler-type": ("lr-decay-style",),
+    "max-grad-norm": ("clip-grad",),
+    "logging-steps": ("log-interval",),
+    "save-steps": ("save-interval",),
+    "eval-steps": ("eval-interval",),
+    "template": ("prompt-type",),
+    "gradient-checkpointing": ("recompute-granularity",),
+}
+"""What other tools call a setting: name -> ours, in the first command that has it."""
+
+
 def _by_reason(groups: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
     """reason -> names, into name -> reason and the names that take no value."""
     reasons, switches = {}, set()
@@ -172,36 +213,52 @@ def _by_reason(groups: dict[str, str]) -> tuple[dict[str, str], frozenset[str]]:
 
 NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
     {
-        "there is one model implementation": "use-mcore-models transformer-impl=",
+        "there is one model implementation": "use-mcore-models use-legacy-models transformer-impl=",
         "read from config.json": "model-type-hf= spec= load-hf-from-config rope-scaling-type= "
+        "rope-scaling-factor= low-freq-factor= high-freq-factor= original-max-position-embeddings= use-rope-scaling "
+        "rotary-seq-len-interpolation-factor= vocab-size= geglu "
         "seq-len-interpolation-factor=",
         "every tensor is used exactly once, or it is an error": "load-checkpoint-loosely",
         "--max-shard-size-gib bounds a file": "save-layer-by-layer",
         "kernels are chosen by torch": "use-fused-rmsnorm use-fused-swiglu use-fused-rotary-pos-emb "
-        "use-fused-ring-attention-update cross-entropy-loss-fusion jit-compile",
+        "use-fused-ring-attention-update cross-entropy-loss-fusion jit-compile no-persist-layer-norm",
         "the fastest attention of the device is always used": "use-flash-attn",
         "there is no such fusion to switch off": "no-gradient-accumulation-fusion no-masked-softmax-fusion "
         "no-bias-gelu-fusion no-bias-swiglu-fusion no-rope-fusion no-bias-dropout-fusion",
         "torch overlaps what it can": "overlap-grad-reduce overlap-param-gather use-ascend-mc2 "
-        "use-ascend-coc coc-parallel-num= use-cp-send-recv-overlap",
+        "use-ascend-coc coc-parallel-num= use-cp-send-recv-overlap use-mc2 tp-comm-overlap overlap-p2p-communication "
+        "no-overlap-p2p-communication no-delay-grad-reduce delay-grad-reduce delay-param-gather align-grad-reduce "
+        "align-param-gather no-align-param-gather overlap-param-gather-with-optimizer-step ddp-bucket-size= "
+        "ddp-average-in-collective no-async-tensor-model-parallel-allreduce no-scatter-gather-tensors-in-pipeline",
         "the same mathematics, and no communication to hide": "lora-fusion",
         "bf16 masters take 2 bytes beside the weight already": "reuse-fp32-param",
         "--recompute-granularity is what saves activations": "swap-attention recompute-method= recompute-num-layers= "
-        "recompute-activation-function recompute-activation-function-num-layers= recompute-norm recompute-in-bubble",
+        "recompute-activation-function recompute-activation-function-num-layers= recompute-norm recompute-in-bubble "
+        "distribute-saved-activations",
         "the data set's manifest says what it is": "is-instruction-dataset",
         "gradients are summed in fp32": "accumulate-allreduce-grads-in-fp32",
         "a continued run keeps its schedule": "override-opt-param-scheduler use-checkpoint-opt-param-scheduler",
         "a checkpoint is written before the next step": "async-save ckpt-fully-parallel-save ckpt-fully-parallel-load",
-        "no timers are kept": "timing-log-level=",
+        "Python collects its garbage as it always does": "manual-gc manual-gc-interval= no-manual-gc-eval "
+        "empty-unused-memory-level=",
+        "nothing is sent anywhere; RUN/metrics.jsonl, --tensorboard-dir and tuneval report show the curves": "wandb-project= "
+        "wandb-exp-name= wandb-save-dir= enable-one-logger no-one-logger",
+        "RUN/log.txt and RUN/metrics.jsonl hold the progress": "log-progress logging-level=",
+        "SIGTERM always saves and stops": "exit-signal-handler",
+        "a run goes on from torch's distributed format; --ckpt-format torch also writes Megatron's": "use-dist-ckpt "
+        "auto-detect-ckpt-format dist-ckpt-format= dist-ckpt-strictness= ckpt-assume-constant-structure "
+        "no-ckpt-fully-parallel-save",
+        "no timers are kept": "timing-log-level= timing-log-option= no-barrier-with-level-1-timing",
         "its state is split by --use-distributed-optimizer": "swap-optimizer",
         "no masks are made": "no-create-attention-mask-in-dataloader",
         "samples are never padded": "variable-seq-lengths no-pad-to-seq-lengths pad-to-multiple-of= "
         "tokenizer-padding-side=",
         "read from the model": "group-query-attention max-position-embeddings= rotary-interleaved",
         "weights keep the rows they have": "make-vocab-size-divisible-by=",
-        "weights are loaded, never drawn": "init-method-std=",
+        "weights are loaded, never drawn": "init-method-std= init-method-xavier-uniform use-cpu-initialization "
+        "data-parallel-random-init no-initialization",
         "attention is causal, accumulates in fp32 and stays inside a sample": "attention-softmax-in-fp32 "
-        "attention-mask-type=",
+        "attention-mask-type= sparse-mode= pre-tockens= next-tockens= shape-order=",
         "chosen by the device": "distributed-backend= disable-gloo-group",
         "the tokenizer only decodes here": "tokenizer-not-use-fast",
         "--load gives weights alone; a run goes on from its own --save": "no-load-optim no-load-rng",
@@ -211,12 +268,12 @@ NO_EFFECT, _NO_EFFECT_SWITCHES = _by_reason(
         "the tokens of a step share one mean unless --loss-reduction says otherwise": "calculate-per-token-loss",
         "no sample ever sees another (in data made with --pack alone a bin is one sample)": "reset-position-ids "
         "reset-attention-mask neat-pack pack",
-        "each process reads its own part of the files": "num-workers= dataloader-type=",
+        "each process reads its own part of the files": "num-workers= dataloader-type= num-dataset-builder-threads=",
         "no node writes a cache for others; --save alone must lie where all of them see it": "no-shared-storage",
         "the input is streamed, so it need not be split": "n-subs=",
-        "preprocess keeps no cache": "overwrite-cache cache-dir=",
+        "no cache is kept": "overwrite-cache cache-dir= data-cache-path=",
         "records are always streamed": "streaming",
-        "token files are always memory-mapped": "dataset-impl=",
+        "token files are always memory-mapped": "dataset-impl= mmap-bin-files no-mmap-bin-files",
         "names the columns of pretraining; --map-keys names those of instructions": "json-keys=",
         "token files do not depend on it": "pad-vocab-size-to=",
         "read from the tokenizer's folder": "vocab-file= merge-file= tokenizer-model=",

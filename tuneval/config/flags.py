@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +15,14 @@ from tuneval.config.compatibility import (
     AT_LEAST,
     CHECKED,
     CHECKED_SWITCHES,
+    ELSEWHERE,
     NO_EFFECT,
     ONLY,
     SWITCHES,
     UNSUPPORTED,
     known,
 )
-from tuneval.config.fields import flat_types
+from tuneval.config.fields import flat_types, misfit, needed
 from tuneval.errors import Problems, UserError
 
 C = TypeVar("C")
@@ -52,19 +54,37 @@ def parse(config_type: type[C], arguments: list[str], program: str) -> Parsed:
         program: the command as typed, for usage texts.
 
     Raises:
-        UserError: an unknown flag (with the nearest known spelling) or an unreadable `--config` file.
-        SystemExit: tyro's own usage errors (status 2) and `--help` (status 0).
+        UserError: all that is wrong: flags that are unknown (with the nearest known spelling), missing, or followed by
+            what they don't take. An unreadable `--config` file.
+        SystemExit: `--help` (status 0).
     """
+    arguments, file_values = _take_config_file(normalise(arguments))
+    words = _flags_from_file(file_values, given=arguments) + arguments
+    facts: dict[str, str] = {}
+    notices: tuple[str, ...] = ()
+    if not {"-h", "--help"} & set(words):
+        words, facts, notices = _checked(config_type, words, program)
     import tyro
 
-    arguments, file_values = _take_config_file(normalise(arguments))
-    defaults = _flags_from_file(file_values, given=arguments)
     marker = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff)
-    config, unknown = tyro.cli(
-        config_type, prog=program, args=defaults + arguments, config=marker, return_unknown_args=True, add_help=True
-    )
-    facts, notices = _sort_out(unknown, [name.replace("_", "-") for name in flat_types(config_type)])
+    config = tyro.cli(config_type, prog=program, args=words, config=marker, add_help=True)
     return Parsed(_at_home(config), facts, notices)
+
+
+def _checked(config_type: type, words: list[str], program: str) -> tuple[list[str], dict[str, str], tuple[str, ...]]:
+    """The words that set the schema's flags, each flag once; facts about the model; notices."""
+    problems = Problems()
+    types = {name.replace("_", "-"): kind for name, kind in flat_types(config_type).items()}
+    grouped = _grouped(words, types, problems)
+    own = {name: values for name, values in grouped if name in types}  # of a flag given twice the last counts
+    for name, values in own.items():
+        wanted = misfit(types[name], values)
+        problems.check(wanted is None, f"{' '.join([f'--{name}', *values])}: {wanted}")
+    facts, notices = _sort_out([group for group in grouped if group[0] not in types], [*types], problems)
+    missing = [f"--{flag}" for name in needed(config_type) if (flag := name.replace("_", "-")) not in own]
+    problems.check(not missing, f"{', '.join(missing)}: needed; {program} --help says what for")
+    problems.raise_if_any()
+    return [word for name, values in own.items() for word in flag_words(name, values)], facts, notices
 
 
 def check_model_facts(facts: dict[str, str], hf_config: dict[str, Any]) -> None:
@@ -128,6 +148,11 @@ def as_words(name: str, value: str) -> list[str]:
     return [f"{name}={value}"] if value.startswith("-") else [name, value]
 
 
+def flag_words(name: str, values: list[str]) -> list[str]:
+    """A flag and its values, of which there may be none or several, as a command line says them."""
+    return as_words(f"--{name}", values[0]) if len(values) == 1 else [f"--{name}", *values]
+
+
 def setting_words(key: str, value: Any) -> list[str]:
     """A setting, as a `--config` file spells it, in the words of a command line; [] where it is None or False."""
     flag = "--" + key.replace("_", "-")
@@ -187,12 +212,13 @@ def _at_home(value: Any, name: str = "") -> Any:
     return value
 
 
-def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _sort_out(
+    groups: list[tuple[str, list[str]]], schema_flags: list[str], problems: Problems
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """What the flags that no schema class has mean: facts about the model, and notices of flags without effect."""
     facts: dict[str, str] = {}
     without_effect: dict[str, list[str]] = {}
-    problems = Problems()
-    for name, values in _grouped(unknown, problems):
+    for name, values in groups:
         given = " ".join([f"--{name}", *values])
         if name in CHECKED or name in CHECKED_SWITCHES:
             problems.check(name in CHECKED_SWITCHES or len(values) == 1, f"{given}: give one value")
@@ -211,9 +237,7 @@ def _sort_out(unknown: list[str], schema_flags: list[str]) -> tuple[dict[str, st
             remedy = "this command does not split the model so; give 1 (a checkpoint of any layout loads as it is)"
             problems.check(values == ["1"], f"{given}: {remedy}")
         else:
-            nearest = difflib.get_close_matches(_in_full(name), [*schema_flags, *known(), "config"], n=1)
-            problems.add(f"--{name}: unknown flag" + (f"; did you mean --{nearest[0]}?" if nearest else ""))
-    problems.raise_if_any()
+            problems.add(f"--{name}: unknown flag{_meant(name, schema_flags)}")
     return facts, tuple(f"{', '.join(names)}: no effect, {reason}" for reason, names in without_effect.items())
 
 
@@ -226,17 +250,34 @@ _SHORT = {
 """What everybody calls them; too few letters to be like the flag."""
 
 
-def _in_full(name: str) -> str:
-    return "-".join(_SHORT.get(part, part) for part in name.split("-"))
+def _meant(name: str, schema_flags: list[str]) -> str:
+    """A question that names the flag most likely meant; nothing where none is near."""
+    in_full = "-".join(_SHORT.get(part, part) for part in name.split("-"))
+    near = [flag for flag in ELSEWHERE.get(name, ()) if flag in schema_flags]
+    near += difflib.get_close_matches(in_full, [*schema_flags, *known(), "config"], n=1)
+    return f"; did you mean --{near[0]}?" if near else ""
 
 
-def _grouped(words: list[str], problems: Problems) -> list[tuple[str, list[str]]]:
-    """(flag, its values) of each flag; a switch takes none. A word that belongs to no flag is a problem."""
+_DASHED = re.compile(r"[-–—]{1,2}([a-zA-Z][\w-]*)(?:=(.*))?", re.DOTALL)
+"""What an editor or a chat makes of `--flag`, or one who leaves a hyphen out."""
+
+
+def _grouped(words: list[str], types: dict[str, Any], problems: Problems) -> list[tuple[str, list[str]]]:
+    """(flag, its values) of each flag; a switch takes none. A word that belongs to no flag is a problem.
+
+    Args:
+        types: the schema's flags.
+    """
     grouped: list[tuple[str, list[str]]] = []
     for word in words:
+        dashed = _DASHED.fullmatch(word)
+        name = dashed[1].replace("_", "-") if dashed else ""
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").partition("=")
             grouped.append((name, [value] if equals else []))
+        elif name in types or name in known():
+            problems.add(f"{word}: a flag begins with two plain hyphens, --{name}")
+            grouped.append((name, [] if dashed[2] is None else [dashed[2]]))
         elif not grouped or grouped[-1][0] in SWITCHES:
             problems.add(f"{word}: not a flag, and no flag before it takes it")
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneval.config.flags import as_words, normalise
+from tuneval.config.flags import flag_words, normalise
 from tuneval.errors import UserError
 
 
@@ -64,7 +64,4 @@ class Words:
         self.notices.append(text)
 
     def flat(self) -> list[str]:
-        words: list[str] = []
-        for name, values in self.flags.items():
-            words += as_words(f"--{name}", values[0]) if len(values) == 1 else [f"--{name}", *values]
-        return words
+        return [word for name, values in self.flags.items() for word in flag_words(name, values)]
