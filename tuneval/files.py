@@ -190,6 +190,15 @@ def check_writable(path: str | Path) -> None:
     trial.unlink()
 
 
+def check_folder(flag: str, folder: str | Path) -> None:
+    """Raise a UserError for what making a folder and writing in it would raise after hours of work. Makes nothing."""
+    there = next(path for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there}: a file is in the way; choose another {flag}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there}: can't be written; choose another {flag}")
+
+
 def check_free_space(folder: str | Path, needed_bytes: int, what: str) -> None:
     """Raise a UserError before anything is written when `needed_bytes` do not fit on the disk of `folder`."""
     existing = Path(folder).absolute()

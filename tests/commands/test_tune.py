@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tuneval import cli
 from tuneval.checkpoints.load import load_model
+from tuneval.commands.tune_flags import check, settings_without_effect
 from tuneval.commands.tune_plan import make_plan
 from tuneval.config.flags import parse
 from tuneval.config.schema import PreprocessConfig, TuneConfig
@@ -432,11 +433,45 @@ def test_flags_are_checked_together(model, data, tmp_path, capsys):
         "--bf16 --fp16: give one",
         "--train-iters and --train-epochs: give one",
         "--lr-warmup-fraction and --lr-warmup-iters: give one",
-        "--lora-alpha 16.0: LoRA is off",
+        "--lora-alpha 16: LoRA is off",
         "--clip-grad -1",
         "--adam-beta2 1.5",
     ):
         assert text in error
+
+
+def config_of(*more):
+    return parse(TuneConfig, [*"--load m --data-path d --save s".split(), *more], "tuneval tune").config
+
+
+def test_flags_that_change_nothing_beside_the_others_are_named():
+    words = "--lr 0 --lr-decay-style constant --min-lr 1e-6 --lr-wsd-decay-iters 3 --loss-scale 8 --hysteresis 3"
+    others = "--transformer-impl transformer_engine --log-memory-to-tensorboard --tensorboard-log-interval 2"
+    assert settings_without_effect(config_of(*words.split(), *others.split())) == [
+        "--loss-scale 8, --hysteresis 3: no effect, only --fp16 scales the loss",
+        "--lr-wsd-decay-iters 3: no effect, it is of --lr-decay-style WSD",
+        "--min-lr 1e-06: no effect, the learning rate is constant",
+        "--tensorboard-log-interval 2, --log-memory-to-tensorboard: no effect, there is no --tensorboard-dir",
+        "--transformer-impl transformer_engine: no effect, only --ckpt-format torch writes Megatron's files",
+        "--lr 0: no weight will change",
+    ]
+    used = "--fp16 --loss-scale 8 --tensorboard-dir t --log-memory-to-tensorboard --ckpt-format torch --lr-warmup-init 1e-6"
+    assert settings_without_effect(config_of(*used.split(), "--transformer-impl", "transformer_engine")) == [
+        "--lr-warmup-init 1e-06: no effect, there is no --lr-warmup-iters or --lr-warmup-fraction"
+    ]
+
+
+def test_a_file_in_the_way_is_told_before_the_model_is_read(model, data, tmp_path):
+    (tmp_path / "file").touch()
+    for words in (["--save", str(tmp_path / "file")], ["--tensorboard-dir", str(tmp_path / "file" / "events")]):
+        config = config_of("--load", str(model), "--data-path", str(data), "--save", str(tmp_path / "run"), *words)
+        with pytest.raises(UserError, match=f"^{tmp_path}/file: a file is in the way; choose another {words[0]}$"):
+            check(config)
+
+
+def test_a_split_without_validation_is_told(model, data, tmp_path, capsys):
+    succeed(*arguments(model, data, tmp_path / "run", "--train-iters", "1", "--split", "99.9,0.1,0"))
+    assert "--split 99.9,0.1,0 of 60: no sample to validate with, so no validation loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", [("--optimizer", "adam8bit"), ("--main-grads-dtype", "bf16")])

@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from tuneval.checkpoints.paths import check_there
-from tuneval.config.schema import OptimStateConfig, PrecisionConfig, TuneConfig
+from tuneval.config.schema import LogConfig, LoraConfig, OptimStateConfig, TuneConfig
 from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems
+from tuneval.files import check_folder
 
 
 def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfig:
@@ -47,6 +48,9 @@ def check(config: TuneConfig) -> None:
     check_flags(config, problems)
     problems.attempt(lambda: check_there(config.model.load))
     problems.attempt(lambda: check_files(sft_prefix(config.data.data_path, "input_ids")))
+    problems.attempt(lambda: check_folder("--save", config.save.save))
+    if config.log.tensorboard_dir is not None:
+        problems.attempt(lambda: check_folder("--tensorboard-dir", config.log.tensorboard_dir))
     problems.raise_if_any()
 
 
@@ -73,11 +77,7 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
             f"--global-batch-size {batch.global_batch_size}: no multiple of --micro-batch-size {size}, which "
             "--loss-reduction micro-batch needs",
         )
-    if not config.lora.enabled:
-        for flag in ("lora_alpha", "lora_dropout", "lora_shared_a", "lora_ckpt_filter"):
-            given = getattr(config.lora, flag)
-            text = f"--{flag.replace('_', '-')}" + ("" if given is True else f" {given}")
-            problems.check(not given, f"{text}: LoRA is off; give --lora-r too")
+    check_lora(config.lora, problems)
     problems.check(
         not config.lora.lora_ckpt_filter or config.save.ckpt_format == "torch",
         "--lora-ckpt-filter: is about Megatron's files; give --ckpt-format torch too",
@@ -95,6 +95,15 @@ def check_flags(config: TuneConfig, problems: Problems) -> None:
         )
 
 
+def check_lora(lora: LoraConfig, problems: Problems) -> None:
+    """Add what is said of an adapter that there will not be."""
+    if lora.enabled:
+        return
+    for flag in ("lora_alpha", "lora_dropout", "lora_shared_a", "lora_ckpt_filter"):
+        value = getattr(lora, flag)
+        problems.check(not value, f"{_as_given(flag, value)}: LoRA is off; give --lora-r too")
+
+
 def check_state(optim: OptimStateConfig, dtype: str, problems: Problems) -> None:
     """Add what the optimizer's state can't be beside weights of a type."""
     for flag, value in (("optimizer", optim.optimizer), ("main-grads-dtype", optim.main_grads_dtype)):
@@ -105,15 +114,45 @@ def check_state(optim: OptimStateConfig, dtype: str, problems: Problems) -> None
 
 
 _SCALING = ("loss_scale", "initial_loss_scale", "min_loss_scale", "loss_scale_window", "hysteresis")
+_TENSORBOARD = tuple(f.name for f in fields(LogConfig) if "tensorboard" in f.name)
 
 
-def scaling_without_effect(precision: PrecisionConfig) -> list[str]:
-    """A notice of the loss scale's flags given (another value than the default) where no loss is scaled."""
-    given = [f.name for f in fields(precision) if f.name in _SCALING and getattr(precision, f.name) != f.default]
-    if precision.fp16 or not given:
-        return []
-    flags = ", ".join(f"--{name.replace('_', '-')} {getattr(precision, name):g}" for name in given)
-    return [f"{flags}: no effect, only --fp16 scales the loss"]
+def settings_without_effect(config: TuneConfig) -> list[str]:
+    """A notice of the flags given (another value than the default) that change nothing beside the others.
+
+    Args:
+        config: resolved.
+    """
+    optim, log, save = config.optim, config.log, config.save
+    warms_up = optim.lr_warmup_iters or optim.lr_warmup_fraction
+    needs = (
+        (config.precision.fp16, "only --fp16 scales the loss", _SCALING),
+        (optim.lr_decay_style == "WSD", "it is of --lr-decay-style WSD", ("lr_wsd_decay_style", "lr_wsd_decay_iters")),
+        (optim.lr_decay_style != "constant", "the learning rate is constant", ("min_lr",)),
+        (warms_up, "there is no --lr-warmup-iters or --lr-warmup-fraction", ("lr_warmup_init",)),
+        (log.tensorboard_dir, "there is no --tensorboard-dir", _TENSORBOARD),
+        (save.ckpt_format == "torch", "only --ckpt-format torch writes Megatron's files", ("transformer_impl",)),
+    )
+    given = {
+        f.name: _as_given(f.name, value)
+        for section in (config.precision, optim, log, save)
+        for f in fields(section)
+        if (value := getattr(section, f.name)) != f.default
+    }
+    notices = []
+    for met, reason, names in needs:
+        flags = [given[name] for name in names if name in given]
+        if flags and not met:
+            notices.append(f"{', '.join(flags)}: no effect, {reason}")
+    if optim.lr == 0 and not optim.lr_warmup_init:
+        notices.append("--lr 0: no weight will change")
+    return notices
+
+
+def _as_given(name: str, value: Any) -> str:
+    """A setting as the command line says it."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
 def _check_ranges(config: TuneConfig, problems: Problems) -> None:
@@ -129,6 +168,8 @@ def _check_ranges(config: TuneConfig, problems: Problems) -> None:
         "keep-checkpoints": config.save.keep_checkpoints,
         "log-interval": config.log.log_interval,
         "eval-interval": config.log.eval_interval,
+        "tensorboard-log-interval": config.log.tensorboard_log_interval,
+        "tensorboard-queue-size": config.log.tensorboard_queue_size,
         "lora-r": config.lora.lora_r,
         "hysteresis": precision.hysteresis,
         "loss-scale-window": precision.loss_scale_window,

@@ -13,7 +13,7 @@ from tuneval.checkpoints.hf import Source, size_of
 from tuneval.checkpoints.load import open_with_tokenizer, tuned_record
 from tuneval.checkpoints.paths import holds_run
 from tuneval.commands.tune_adapter import open_earlier
-from tuneval.commands.tune_flags import check_flags, resolve, scaling_without_effect
+from tuneval.commands.tune_flags import check_flags, resolve, settings_without_effect
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
 from tuneval.data.batches import SftDataset, sample_order, split_borders
@@ -102,7 +102,7 @@ def make_plan(parsed: Parsed) -> Plan:
     problems.raise_if_any()
     if template is not None:
         config = replace(config, model=replace(config.model, prompt_type=template.name))
-    for notice in (*without_effect(config.parallel, layout), *scaling_without_effect(config.precision)):
+    for notice in (*without_effect(config.parallel, layout), *settings_without_effect(config)):
         console.note(notice)
     padded = parsed.model_facts.get("padded-vocab-size", "")
     vocabulary = int(padded) if padded.isdecimal() else None
@@ -222,6 +222,10 @@ def _check_data(
     if counts.any() and not counts.all():
         console.note(
             f"{int((counts == 0).sum())} of {train} training samples have no trainable token and weigh nothing"
+        )
+    if config.log.eval_iters and borders[1] == borders[2]:
+        console.note(
+            f"--split {config.data.split} of {len(dataset)}: no sample to validate with, so no validation loss"
         )
     over_long = int((dataset.lengths[:train] > config.data.seq_length).sum())
     if over_long:
