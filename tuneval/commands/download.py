@@ -10,6 +10,7 @@ from tuneval import console
 from tuneval.config.flags import Parsed
 from tuneval.config.schema import DownloadConfig
 from tuneval.errors import UserError
+from tuneval.files import check_folder
 
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
 WEIGHTS = ["*.safetensors"]
@@ -19,29 +20,34 @@ def main(parsed: Parsed) -> int:
     config: DownloadConfig = parsed.config
     folder = config.to or Path(config.id.rstrip("/").split("/")[-1])
     patterns = SMALL_FILES + ([] if config.tokenizer_only else WEIGHTS)
-    fetch = from_modelscope if config.source == "modelscope" else from_hugging_face
-    fetch(config, folder, patterns)
+    check_folder("--to", folder)
+    fetch, hub = from_hugging_face, os.environ.get("HF_ENDPOINT", "the default hub")
+    if config.source == "modelscope":
+        fetch, hub = from_modelscope, "ModelScope"
+    try:
+        fetch(config, folder, patterns)
+    except UserError:
+        raise
+    except Exception as error:  # of the client, or of whatever carries its requests: they share no class
+        raise UserError(
+            f"{config.id} could not be fetched from {hub}: {error}. Check the id and the network; the environment "
+            "variable HF_ENDPOINT chooses a mirror, and --source modelscope another hub. The same command continues "
+            "where it stopped."
+        ) from None
     console.out.print(f"{config.id} is in {folder}", markup=False)
     return 0
 
 
 def from_hugging_face(config: DownloadConfig, folder: Path, patterns: list[str]) -> None:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
-    endpoint = os.environ.get("HF_ENDPOINT", "the default hub")
-    advice = (
-        "Check the id and the network; the environment variable HF_ENDPOINT chooses a mirror, "
-        "and --source modelscope another hub. The same command continues where it stopped."
-    )
     try:
         # Without an answer from the hub, snapshot_download takes any folder that is there for the whole.
         HfApi().repo_info(config.id, revision=config.revision)
-        snapshot_download(config.id, revision=config.revision, local_dir=folder, allow_patterns=patterns)
     except HFValidationError as error:
         raise UserError(f"--id {config.id}: {error}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(f"{config.id} could not be fetched from {endpoint}: {error}. {advice}") from None
+    snapshot_download(config.id, revision=config.revision, local_dir=folder, allow_patterns=patterns)
 
 
 def from_modelscope(config: DownloadConfig, folder: Path, patterns: list[str]) -> None:
