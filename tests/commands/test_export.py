@@ -85,7 +85,7 @@ def test_folders_without_a_result_are_told(run, tiny_folder, tmp_path, capsys, t
     for folder, words in (
         (tmp_path / "nowhere", "no such folder"),
         (tmp_path / "empty", "no checkpoint in it"),
-        (tmp_path / "file", "no checkpoint in it"),
+        (tmp_path / "file", "is a file. Give the folder that holds it"),
         (unfinished, "a run that has not ended"),
     ):
         assert export(folder, tmp_path / "out", to) == 2

@@ -324,7 +324,9 @@ def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
     assert status == 2 and "--lr 0.5: the run in" in error and "started with 0.001" in error
     assert "--lr-decay-iters 8" in error and "--finetune" in error
     assert len(rows(tmp_path / "run")) == 4
-    assert "Give --lr-decay-iters 4 for more steps" in error
+    assert "At its end the rate is 0: to go on from its result, give that to --load with another --save" in error
+    assert cli.run("tune", arguments(model, data, tmp_path / "run", "--train-iters", "8", "--min-lr", "1e-5")) == 2
+    assert "Give --lr-decay-iters 4 for more steps" in capsys.readouterr().err
     given = arguments(model, data, tmp_path / "run", "--train-iters", "8", "--lr-decay-iters", "8")
     assert cli.run("tune", given) == 2
     error = capsys.readouterr().err
@@ -455,6 +457,9 @@ def test_flags_that_change_nothing_beside_the_others_are_named():
         "--transformer-impl transformer_engine: no effect, only --ckpt-format torch writes Megatron's files",
         "--lr 0: no weight will change",
     ]
+    assert settings_without_effect(config_of("--train-iters", "9", "--lr-decay-iters", "6")) == [
+        "--lr-decay-iters 6: the steps after it change no weight, --min-lr is 0"
+    ]
     used = "--fp16 --loss-scale 8 --tensorboard-dir t --log-memory-to-tensorboard --ckpt-format torch --lr-warmup-init 1e-6"
     assert settings_without_effect(config_of(*used.split(), "--transformer-impl", "transformer_engine")) == [
         "--lr-warmup-init 1e-06: no effect, there is no --lr-warmup-iters or --lr-warmup-fraction"
@@ -467,6 +472,12 @@ def test_a_file_in_the_way_is_told_before_the_model_is_read(model, data, tmp_pat
         config = config_of("--load", str(model), "--data-path", str(data), "--save", str(tmp_path / "run"), *words)
         with pytest.raises(UserError, match=f"^{tmp_path}/file: a file is in the way; choose another {words[0]}$"):
             check(config)
+
+
+def test_a_file_as_model_is_told_before_torch_is_imported(model, data, tmp_path):
+    words = ["--load", str(model / "model.safetensors"), "--data-path", str(data), "--save", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=r"model.safetensors: is a file. Give the folder that holds it.$"):
+        check(config_of(*words))
 
 
 def test_a_split_without_validation_is_told(model, data, tmp_path, capsys):

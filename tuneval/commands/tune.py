@@ -121,12 +121,15 @@ def _check_settings(folder: Path, earlier: records.RunRecord, plan: Plan, given:
 
 
 def _ways_out(key: str, given: TuneConfig, before: Any) -> str:
-    if key == "lr_decay_iters" and given.optim.lr_decay_iters is None:
-        return (
-            f"It comes from --train-iters. Give --lr-decay-iters {before} for more steps at the last learning rate, "
-            "another --save, or --finetune to start afresh"
-        )
-    return _WAYS_OUT
+    optim = given.optim
+    if key != "lr_decay_iters" or optim.lr_decay_iters is not None:
+        return _WAYS_OUT
+    if optim.min_lr or optim.lr_decay_style == "constant":
+        way = f"Give --lr-decay-iters {before} for more steps at the last learning rate, another --save"
+    else:
+        flag = "--lora-load" if given.lora.enabled else "--load"
+        way = f"At its end the rate is 0: to go on from its result, give that to {flag} with another --save"
+    return f"It comes from --train-iters. {way}, or --finetune to start afresh"
 
 
 def _check_weights(folder: Path, plan: Plan, earlier: records.RunRecord | None, identity: dict[str, Any]) -> None:

@@ -144,6 +144,9 @@ def settings_without_effect(config: TuneConfig) -> list[str]:
         flags = [given[name] for name in names if name in given]
         if flags and not met:
             notices.append(f"{', '.join(flags)}: no effect, {reason}")
+    decay, steps = optim.lr_decay_iters, config.batch.train_iters
+    if decay and steps and decay < steps and not optim.min_lr and optim.lr_decay_style != "constant":
+        notices.append(f"--lr-decay-iters {decay}: the steps after it change no weight, --min-lr is 0")
     if optim.lr == 0 and not optim.lr_warmup_init:
         notices.append("--lr 0: no weight will change")
     return notices
