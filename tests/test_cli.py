@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 from tuneval import cli
-from tuneval.config import schema
+from tuneval.config import flags, schema
+from tuneval.errors import UserError
 
 
 def tuneval(*arguments: str) -> subprocess.CompletedProcess:
@@ -99,6 +101,23 @@ def test_positional_words():
 def test_one_checkpoint_to_verify_asks_for_no_flag_that_nobody_typed(capsys):
     assert cli.run("verify", ["A", "--no-logits"]) == 2
     assert capsys.readouterr().err == "tuneval verify: A: one checkpoint; give the other, too: tuneval verify A B\n"
+
+
+@pytest.mark.parametrize("command", ["tune", "chat", "generate", "convert", "evaluate", "inference"])
+def test_an_adapter_that_is_not_there_is_told_before_the_model_is_loaded(command, tmp_path):
+    words = {
+        "tune": ["--data-path", "nothing", "--save", str(tmp_path / "run")],
+        "generate": ["--prompt", "a"],
+        "convert": ["--to", "hf", "--save", str(tmp_path / "out")],
+        "evaluate": ["--task", "lm_eval:arc_easy"],
+    }.get(command, [])
+    parsed = flags.parse(
+        getattr(schema, f"{command.capitalize()}Config"),
+        ["--load", str(tmp_path), "--lora-load", str(tmp_path / "nowhere"), *words],
+        command,
+    )
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        import_module(f"tuneval.commands.{command}_flags").check(parsed.config)
 
 
 BELOW_A_FILE = {

@@ -8,12 +8,17 @@ from tuneval.errors import UserError
 from tuneval.files import read_object
 
 
-def check_there(path: str | Path) -> None:
-    """Raise a UserError where nothing is at a checkpoint's path; what it holds is `load.open_source`'s question."""
-    if not Path(path).exists():
-        raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: is a file. Give the folder that holds it.")
+def check_there(*paths: str | Path | None) -> None:
+    """Raise a UserError where nothing is at a checkpoint's path; what it holds is `load.open_source`'s question.
+
+    Args:
+        paths: of checkpoints; None: not given.
+    """
+    for path in filter(None, paths):
+        if not Path(path).exists():
+            raise UserError(f"{path}: no such folder. Give a Hugging Face, Megatron, run or adapter folder.")
+        if not Path(path).is_dir():
+            raise UserError(f"{path}: is a file. Give the folder that holds it.")
 
 
 def holds_run(folder: str | Path) -> bool:

@@ -20,5 +20,5 @@ def check(config: ChatConfig) -> None:
         config.sampling.num_beams <= 1,
         "--num-beams: chat shows an answer as it comes, and beams end together; tuneval generate has them",
     )
-    problems.attempt(lambda: check_there(config.load))
+    problems.attempt(lambda: check_there(config.load, config.lora_load))
     problems.raise_if_any()

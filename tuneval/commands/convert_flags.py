@@ -40,7 +40,7 @@ def check(config: ConvertConfig) -> None:
     for name in ("make_vocab_size_divisible_by", "num_layers_per_virtual_pipeline_stage"):
         value = getattr(config, name)
         problems.check(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1")
-    problems.attempt(lambda: check_there(config.load))
+    problems.attempt(lambda: check_there(config.load, config.lora_load))
     if config.to == "peft":
         problems.attempt(lambda: refuse_existing(config.save))
     problems.raise_if_any()

@@ -31,7 +31,7 @@ def check(config: EvaluateConfig) -> None:
         task, styles = chosen(config)
         exams_of(config, task, styles)
         output_of(config, result_name(config, task, styles))
-    check_there(config.load)
+    check_there(config.load, config.lora_load)
 
 
 def chosen(config: EvaluateConfig) -> tuple[Task, list[Style]]:

@@ -30,5 +30,5 @@ def check(config: GenerateConfig) -> None:
     given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
     problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
     add_problems(config.sampling, problems)
-    problems.attempt(lambda: check_there(config.load))
+    problems.attempt(lambda: check_there(config.load, config.lora_load))
     problems.raise_if_any()

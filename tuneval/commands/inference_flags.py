@@ -17,7 +17,7 @@ def check(config: InferenceConfig) -> None:
     )
     problems.check(config.history_turns >= 0, f"--history-turns {config.history_turns}: must be at least 0")
     add_problems(sampling_of(config), problems)
-    problems.attempt(lambda: check_there(config.load))
+    problems.attempt(lambda: check_there(config.load, config.lora_load))
     problems.raise_if_any()
 
 

@@ -46,7 +46,7 @@ def check(config: TuneConfig) -> None:
     """Raise one UserError for the flags, and for paths where nothing is."""
     problems = Problems()
     check_flags(config, problems)
-    problems.attempt(lambda: check_there(config.model.load))
+    problems.attempt(lambda: check_there(config.model.load, config.lora.lora_load))
     problems.attempt(lambda: check_files(sft_prefix(config.data.data_path, "input_ids")))
     problems.attempt(lambda: check_folder("--save", config.save.save))
     if config.log.tensorboard_dir is not None:
