@@ -160,3 +160,15 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path, tiny_folder):
     error = process.stderr.read()
     assert process.wait(timeout=300) == 141, error
     assert "Traceback" not in error and "BrokenPipe" not in error
+
+
+def test_what_is_wrong_stands_in_the_summary_of_torchrun_too(tmp_path, monkeypatch, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert cli.run("inspect", ["--data-path", str(tmp_path / "d"), "--inddex", "0"]) == 2
+    told = "tuneval inspect: --inddex: unknown flag; did you mean --index?"
+    assert told in capsys.readouterr().err
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(file))
+    assert f"traceback : {told}\n" in str(ChildFailedError("tuneval", {0: failure}))

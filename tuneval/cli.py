@@ -134,8 +134,11 @@ def _check_flags(command: str, parsed: Parsed) -> None:
 
 
 def _refuse(program: str, message: str) -> int:
+    from tuneval.errors import tell_torchrun
+
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{program}: {message}", file=sys.stderr)
+    tell_torchrun(f"{program}: {message}")
     return 2
 
 

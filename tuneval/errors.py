@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -76,3 +80,11 @@ def tell(error: OSError) -> str:
     reason = error.strerror or str(error) or type(error).__name__
     remedy = f": {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
     return f"{paths}: {reason}{remedy}" if paths else f"{reason}{remedy}"
+
+
+def tell_torchrun(message: str) -> None:
+    """Let the summary with which torchrun ends say why, too: it stands last, some fifty lines below what was printed."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        error = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(file).write_text(json.dumps({"message": error}), encoding="utf-8")

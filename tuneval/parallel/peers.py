@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from tuneval import runtime
-from tuneval.errors import UserError, tell
+from tuneval.errors import UserError, tell, tell_torchrun
 
 MEETING_MINUTES, WAITING_MINUTES = 2.0, 10.0
 """Defaults of `--distributed-timeout-minutes`: until all processes have met, and for one collective after that."""
@@ -207,8 +207,9 @@ def _end(error: BaseException, peers: Peers | None) -> NoReturn:
     first = peers.claim(_summary(error)) if peers is not None else runtime.local_rank() == 0
     if os.environ.get(REPORTS_FOR_US):
         get_error_handler().record_exception(error)
-    elif first:
-        sys.stderr.write(_report(error))
+    else:
+        tell_torchrun(_report(error).rstrip())
+        sys.stderr.write(_report(error) if first else "")
     _exit(LOST_A_PEER if isinstance(error, LostPeer) else BAD_INPUT if isinstance(error, UserError) else OWN_ERROR)
 
 
