@@ -326,7 +326,7 @@ def test_other_settings_do_not_continue(model, data, tmp_path, capsys):
     assert len(rows(tmp_path / "run")) == 4
     assert "At its end the rate is 0: to go on from its result, give that to --load with another --save" in error
     assert cli.run("tune", arguments(model, data, tmp_path / "run", "--train-iters", "8", "--min-lr", "1e-5")) == 2
-    assert "Give --lr-decay-iters 4 for more steps" in capsys.readouterr().err
+    assert "Give --lr-decay-iters 4 to keep the schedule" in capsys.readouterr().err
     given = arguments(model, data, tmp_path / "run", "--train-iters", "8", "--lr-decay-iters", "8")
     assert cli.run("tune", given) == 2
     error = capsys.readouterr().err

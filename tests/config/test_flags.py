@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +174,11 @@ def test_the_resolved_configuration_can_be_given_back(tmp_path):
     file = tmp_path / "resolved.yaml"
     file.write_text(yaml.safe_dump(flags.to_dict(config)))
     assert flags.parse(schema.TuneConfig, ["--config", str(file)], "tuneval tune").config == config
+    file.write_text(
+        json.dumps({"schema_version": 1, "config": flags.to_dict(config), "machine": {}})
+    )  # as in a run's folder
+    again = flags.parse(schema.TuneConfig, ["--config", str(file), "--save", "again"], "tuneval tune").config
+    assert again == dataclasses.replace(config, save=dataclasses.replace(config.save, save=Path("again")))
 
 
 def test_flags_of_a_command_are_unique():

@@ -124,8 +124,8 @@ def _ways_out(key: str, given: TuneConfig, before: Any) -> str:
     optim = given.optim
     if key != "lr_decay_iters" or optim.lr_decay_iters is not None:
         return _WAYS_OUT
-    if optim.min_lr or optim.lr_decay_style == "constant":
-        way = f"Give --lr-decay-iters {before} for more steps at the last learning rate, another --save"
+    if optim.min_lr or optim.lr_decay_style == "constant" or (given.batch.train_iters or before) < before:
+        way = f"Give --lr-decay-iters {before} to keep the schedule, another --save"
     else:
         flag = "--lora-load" if given.lora.enabled else "--load"
         way = f"At its end the rate is 0: to go on from its result, give that to {flag} with another --save"

@@ -182,6 +182,8 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         raise UserError(f"--config {path}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: must hold `flag: value` lines, found {type(values).__name__}")
+    if isinstance(values.get("config"), dict):  # the record of a run or an evaluation
+        values = values["config"]
     rest = arguments[:at] + arguments[at + 2 :]
     if "--config" in rest:
         raise UserError("--config: given twice; put everything in one file")
