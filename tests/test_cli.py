@@ -109,7 +109,7 @@ def test_an_adapter_that_is_not_there_is_told_before_the_model_is_loaded(command
         "tune": ["--data-path", "nothing", "--save", str(tmp_path / "run")],
         "generate": ["--prompt", "a"],
         "convert": ["--to", "hf", "--save", str(tmp_path / "out")],
-        "evaluate": ["--task", "lm_eval:arc_easy"],
+        "evaluate": ["--task", "lm_eval:arc_easy", "--output", str(tmp_path / "result")],
     }.get(command, [])
     parsed = flags.parse(
         getattr(schema, f"{command.capitalize()}Config"),
