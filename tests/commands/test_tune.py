@@ -480,6 +480,16 @@ def test_a_file_as_model_is_told_before_torch_is_imported(model, data, tmp_path)
         check(config_of(*words))
 
 
+def test_the_data_sets_beside_a_wrong_prefix_are_listed(model, data, tmp_path):
+    words = ["--load", str(model), "--save", str(tmp_path / "run"), "--data-path"]
+    for wrong in (f"{data}_packed_input_ids_document", f"{data}.json"):
+        with pytest.raises(UserError, match=rf"--data-path {wrong}: no data set of this prefix; there is {data}$"):
+            check(config_of(*words, wrong))
+    Path(f"{data}_packed_input_ids_document.bin").unlink()
+    with pytest.raises(UserError, match=r"input_ids_document.bin: no such file"):
+        check(config_of(*words, str(data)))
+
+
 def test_a_split_without_validation_is_told(model, data, tmp_path, capsys):
     succeed(*arguments(model, data, tmp_path / "run", "--train-iters", "1", "--split", "99.9,0.1,0"))
     assert "--split 99.9,0.1,0 of 60: no sample to validate with, so no validation loss" in capsys.readouterr().err

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from tuneval.checkpoints.paths import check_there
+from tuneval.commands.inspect_flags import check_data_set
 from tuneval.commands.tune_flags import check_lora, check_state
 from tuneval.config.schema import PlanConfig
-from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable
 
@@ -52,7 +52,7 @@ def check(config: PlanConfig) -> None:
         problems.attempt(lambda: memory_bytes(config.device_memory))
     problems.attempt(lambda: check_there(config.load))
     if config.data_path is not None:
-        problems.attempt(lambda: check_files(sft_prefix(config.data_path, "input_ids")))
+        problems.attempt(lambda: check_data_set(config.data_path))
     problems.raise_if_any()
     if config.output is not None:
         check_writable(config.output)

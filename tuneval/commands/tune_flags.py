@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from tuneval.checkpoints.paths import check_there
+from tuneval.commands.inspect_flags import check_data_set
 from tuneval.config.schema import LogConfig, LoraConfig, OptimStateConfig, TuneConfig
-from tuneval.data.indexed import check_files, sft_prefix
 from tuneval.errors import Problems
 from tuneval.files import check_folder
 
@@ -47,7 +47,7 @@ def check(config: TuneConfig) -> None:
     problems = Problems()
     check_flags(config, problems)
     problems.attempt(lambda: check_there(config.model.load, config.lora.lora_load))
-    problems.attempt(lambda: check_files(sft_prefix(config.data.data_path, "input_ids")))
+    problems.attempt(lambda: check_data_set(config.data.data_path))
     problems.attempt(lambda: check_folder("--save", config.save.save))
     if config.log.tensorboard_dir is not None:
         problems.attempt(lambda: check_folder("--tensorboard-dir", config.log.tensorboard_dir))
