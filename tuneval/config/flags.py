@@ -131,7 +131,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def normalise(arguments: list[str]) -> list[str]:
     """`--some_flag=v` and `--some_flag v` -> `--some-flag v`; values are left alone.
 
-    A value that looks like a flag stays behind its `=`: `--prompt=-x` says what `--prompt -x` can't.
+    A value that looks like a flag stays behind its `=`: `--prompt=--x` says what `--prompt --x` can't.
     """
     words = []
     for word in arguments:
