@@ -47,12 +47,17 @@ def test_unknown_flag_names_the_nearest():
         (schema.TuneConfig, "--pp-size", "--pipeline-model-parallel-size"),
         (schema.TuneConfig, "--mbs", "--micro-batch-size"),
         (schema.TuneConfig, "--gbs", "--global-batch-size"),
+        (schema.TuneConfig, "--learning-rate", "--lr"),
+        (schema.TuneConfig, "--num-train-epochs", "--train-epochs"),
+        (schema.TuneConfig, "--output-dir", "--save"),
+        (schema.TuneConfig, "--cutoff-len", "--seq-length"),
+        (schema.EvaluateConfig, "--data", "--task-data-path"),
     ],
 )
 def test_what_everybody_calls_a_flag_is_known(config_type, given, meant):
-    required = [*REQUIRED[:2], "--save", "r", "--to", "mcore"] if config_type is schema.ConvertConfig else REQUIRED
-    with pytest.raises(UserError, match=rf"{given}: unknown flag; did you mean {meant}\?"):
-        flags.parse(config_type, [*required, given, "2"], "tuneval")
+    with pytest.raises(UserError) as error:
+        flags.parse(config_type, [given, "1", "--no-such-flag"], "tuneval")
+    assert f"{given}: unknown flag; did you mean {meant}?" in str(error.value)
 
 
 def test_all_unknown_flags_at_once():
@@ -280,22 +285,6 @@ def test_what_is_missing_is_told_with_what_is_wrong():
         "--load, --data-path: needed; tuneval tune --help says what for",
     ):
         assert told in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("config_type", "given", "meant"),
-    [
-        (schema.TuneConfig, "learning-rate", "lr"),
-        (schema.TuneConfig, "num-train-epochs", "train-epochs"),
-        (schema.TuneConfig, "output-dir", "save"),
-        (schema.TuneConfig, "cutoff-len", "seq-length"),
-        (schema.EvaluateConfig, "data", "task-data-path"),
-    ],
-)
-def test_what_other_tools_call_a_flag_names_ours(config_type, given, meant):
-    with pytest.raises(UserError) as error:
-        flags.parse(config_type, [f"--{given}", "1", "--no-such-flag"], "tuneval")
-    assert f"--{given}: unknown flag; did you mean --{meant}?" in str(error.value)
 
 
 def test_of_a_flag_given_twice_the_last_counts():

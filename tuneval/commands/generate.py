@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from tuneval import console, runtime
-from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.checkpoints.load import Loaded
+from tuneval.commands import answer_model
 from tuneval.commands.generate_input import earlier_answers, read_input
-from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.flags import Parsed
 from tuneval.config.schema import GenerateConfig
 from tuneval.data.records import Message
 from tuneval.data.template import Template
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable, write_jsonl
 from tuneval.inference.generate import TextStream, choose_template, generate, positions_limit
-from tuneval.inference.linear import speed_up
 from tuneval.inference.sampling import acting, without_effect
 from tuneval.report.records import SampleAnswer
 
@@ -37,7 +37,8 @@ def main(parsed: Parsed) -> None:
         console.note(notice)
     if earlier is not None:
         _warn_of_other_settings(config, settings, earlier[0].get("settings"))
-    loaded = _load(config, parsed.model_facts)
+    parts = config.shard.tensor_model_parallel_size
+    loaded = answer_model.load(config, parsed.model_facts, None, parts, config.quantize)
     template = None if config.raw else choose_template(loaded, config.prompt_type)
     stops = _stops(loaded, template)
     prompts = [_prompt_ids(messages, loaded, template) for messages in conversations]
@@ -54,21 +55,6 @@ def main(parsed: Parsed) -> None:
         _write([{**row, "response": a.text, "stopped": a.stopped, **made} for row, a in zip(rows, answers)], output)
     else:
         _write(_beside(earlier, answers, settings), output)
-
-
-def _load(config: GenerateConfig, model_facts: dict[str, str]) -> Loaded:
-    """The model, or this process's part of it, laid out for answers."""
-    console.note(f"loading {config.load}")
-    loaded = load_model(
-        config.load,
-        config.dtype,
-        config.lora_load,
-        config.tokenizer_name_or_path,
-        tensor_parallel_size=config.shard.tensor_model_parallel_size,
-    )
-    check_model_facts(model_facts, loaded.config.to_dict())
-    speed_up(loaded, config.quantize)
-    return loaded
 
 
 def _beside(earlier: list[dict[str, Any]], answers: list[Answer], settings: dict[str, Any]) -> list[dict[str, Any]]:

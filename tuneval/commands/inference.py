@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 
 from tuneval import console
-from tuneval.checkpoints.load import Loaded, load_model
+from tuneval.checkpoints.load import Loaded
+from tuneval.commands import answer_model
 from tuneval.commands.inference_flags import sampling_of
-from tuneval.config.flags import Parsed, check_model_facts
+from tuneval.config.flags import Parsed
 from tuneval.config.schema import InferenceConfig, SamplingConfig
 from tuneval.data.records import Message
 from tuneval.data.template import Template, load_template
 from tuneval.inference.chat import Chat, lines_said, run_chat
 from tuneval.inference.generate import choose_template, generate
-from tuneval.inference.linear import speed_up
 
 PROMPT = "how are you?"
 """What every task but chat answers there."""
@@ -38,17 +38,7 @@ CHAT_HINTS = (
 def main(parsed: Parsed) -> None:
     config: InferenceConfig = parsed.config
     sampling = sampling_of(config)
-    console.note(f"loading {config.load}")
-    loaded = load_model(
-        config.load,
-        config.dtype,
-        config.lora_load,
-        config.tokenizer_name_or_path,
-        config.lora,
-        config.shard.tensor_model_parallel_size,
-    )
-    check_model_facts(parsed.model_facts, loaded.config.to_dict())
-    speed_up(loaded)
+    loaded = answer_model.load(config, parsed.model_facts, config.lora, config.shard.tensor_model_parallel_size)
     template = _template(config, loaded)
     mesh = loaded.mesh
     if mesh.layout.data > 1:
