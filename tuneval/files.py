@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -73,14 +74,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.mkdir()
-        yield temporary
-        if path.exists():
-            replaced = _neighbour(path, "replaced")
-            os.rename(path, replaced)
-            os.rename(temporary, path)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(temporary, path)
+        with _locked(temporary):
+            yield temporary
+            if path.exists():
+                replaced = _neighbour(path, "replaced")
+                os.rename(path, replaced)
+                os.rename(temporary, path)
+                shutil.rmtree(replaced)
+            else:
+                os.rename(temporary, path)
     except OSError as error:
         _name(error, temporary, path)
         raise
@@ -88,12 +90,29 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which ends with the process that holds it. False: another has it, or there are no locks."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    except OSError:
+        locked = False
+    try:
+        yield locked
+    finally:
+        os.close(opened)
+
+
 def remove_partial(path: str | Path) -> None:
-    """Remove what killed writers of a folder left beside it."""
+    """Remove what killed writers of a folder left beside it. One that still writes keeps its own."""
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path
     for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError), _locked(left) as abandoned:  # its writer may end well just now
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any, sync: bool = True) -> None:

@@ -21,6 +21,7 @@ from tuneval.checkpoints.hf import HfSource
 from tuneval.checkpoints.layout import plan_layout
 from tuneval.checkpoints.megatron import MegatronSource
 from tuneval.errors import UserError
+from tuneval.files import atomic_folder
 
 MODELS = [
     ("qwen2", {}),
@@ -298,7 +299,7 @@ def test_every_problem_of_a_layout_at_once():
     with pytest.raises(UserError) as failure:
         plan_layout(config, 3, 2, "3,2")
     assert "3 problems" in str(failure.value) and "Choose 1, 2, 4, 8." in str(failure.value)
-    assert "adds up to 5, the model has 4. For example 2,2." in str(failure.value)
+    assert "adds up to 5, the model has 4. For example 2,2" in str(failure.value)
     with pytest.raises(UserError, match=r"4 % 3 = 1. Choose 1, 2, 4, or add --num-layer-list 2,1,1"):
         plan_layout(config, 1, 3, None)
     with pytest.raises(UserError, match="Choose 1 to 4"):
@@ -328,5 +329,7 @@ def test_what_a_killed_conversion_left_is_removed(tmp_path):
     left, other = tmp_path / ".mcore.0123abcd.partial", tmp_path / ".mcore.v2.0123abcd.partial"
     for folder in (left, other):
         (folder / "iter_0000001").mkdir(parents=True)
-    shards_of(source, tmp_path / "mcore", 1, 1)
+    with atomic_folder(tmp_path / "mcore") as of_another:
+        shards_of(source, tmp_path / "mcore", 1, 1)
+        assert of_another.exists(), "it was still written"
     assert not left.exists() and other.exists()
