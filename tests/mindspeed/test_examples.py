@@ -184,7 +184,7 @@ def test_the_0point5b_set_runs_from_end_to_end_on_the_embedded_model(tmp_path):
     assert "ceval acc = " in run(
         "evaluate_qwen25_0point5b_lora_ptd", CHECKPOINT="mcore", CHECKPOINT_LORA="lora", **exam
     )
-    assert (tmp_path / "full" / "evaluation" / "ceval-mindspeed_direct-val" / "results.json").is_file()
+    assert (tmp_path / "full" / "evaluation" / "ceval-mindspeed_direct" / "results.json").is_file()
     run("ckpt_convert_qwen25_0point5b_mcore2hf", CKPT_DIR="mcore", LORA_DIR="lora/mcore", MODEL_ARGS="")
     assert (tmp_path / "hf" / "mg2hf" / "model.safetensors").is_file()
     assert sorted(p.name for p in (tmp_path / "logs").iterdir()) == [
