@@ -100,16 +100,17 @@ def to_mcore(
     more_args["transformer_impl"] = transformer_impl
     sink = MegatronSink(save, source.config, layout, stored, more_args, iteration)
 
-    def entries(piece: Piece, rank: int) -> dict[str, Pending]:
-        """One piece of a stage in a rank file."""
-        found: dict[str, Pending] = {}
-        for row, local in piece:
-            name = row.megatron_name(local, alias=transformer_impl == "transformer_engine")
-            tensor = _rank_tensor(source, layout.tp, rank, dtype, bar, row)
-            found |= lora.entries(row, name, layout.tp, rank, tensor) if lora else {name: tensor}
-        return found
-
     with sink, progress_bar("tensors", total) as bar:
+
+        def entries(piece: Piece, rank: int) -> dict[str, Pending]:
+            """One piece of a stage in a rank file."""
+            found: dict[str, Pending] = {}
+            for row, local in piece:
+                name = row.megatron_name(local, alias=transformer_impl == "transformer_engine")
+                tensor = _rank_tensor(source, layout.tp, rank, dtype, bar, row)
+                found |= lora.entries(row, name, layout.tp, rank, tensor) if lora else {name: tensor}
+            return found
+
         for stage, rank in product(range(layout.pp), range(layout.tp)):
             bar.describe(f"stage {stage}, rank {rank}")
             sink.write_rank(stage, rank, [entries(piece, rank) for piece in stages[stage]])
