@@ -6,12 +6,13 @@ import io
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ ALIGNMENT = 64
 BLOCK = 1 << 20
 """Bytes read, then written: a processor's second cache holds them. A write that fetches mapped pages itself is slower."""
 PAGE = 4096
+_T = TypeVar("_T")
 _ZIP64_EXTRA = 20
 _STORAGE_TYPES = {
     torch.bfloat16: torch.BFloat16Storage,
@@ -67,8 +69,8 @@ def save(structure: Any, path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{path.stem}/data.pkl", text.getvalue())
         archive.writestr(f"{path.stem}/byteorder", "little")
-        for key, pending in enumerate(pickler.pending):
-            _append(archive, f"{path.stem}/data/{key}", pending)
+        for key, read in groupby(_ahead(_read(pickler.pending)), key=lambda block: block.key):
+            _append(archive, f"{path.stem}/data/{key}", pickler.pending[key].nbytes, read)
         archive.writestr(f"{path.stem}/version", "3\n")
 
 
@@ -89,20 +91,46 @@ def blocks(data: memoryview) -> Iterator[memoryview]:
     return (data[start : start + BLOCK] for start in range(0, data.nbytes, BLOCK))
 
 
-def _append(archive: zipfile.ZipFile, name: str, pending: Pending) -> None:
-    """Append a member: zipfile itself would copy it, and compute the CRC with zlib."""
-    pieces = pending.make()
-    shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
-    announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
-    assert announced, f"not the tensor announced, {pending.shape}"
+class _Block(NamedTuple):
+    key: int
+    """Number of the tensor."""
+    data: memoryview
+    crc: int
+    """Of the tensor's bytes up to the end of this block."""
+
+
+def _read(tensors: list[Pending]) -> Iterator[_Block]:
+    """Make the tensors, one after another, and compute their CRC, which reads a mapped tensor's pages."""
+    for key, pending in enumerate(tensors):
+        pieces, crc = pending.make(), 0
+        shapes = {(*piece.shape[1:], piece.dtype) for piece in pieces}
+        announced = shapes == {(*pending.shape[1:], pending.dtype)} and sum(map(len, pieces)) == pending.shape[0]
+        assert announced, f"not the tensor announced, {pending.shape}"
+        yield _Block(key, memoryview(b""), crc)  # a tensor of no bytes is a member, too
+        for data in chain.from_iterable(blocks(bytes_of(piece)) for piece in pieces):
+            crc = isal_zlib.crc32(data, crc)
+            yield _Block(key, data, crc)
+
+
+def _ahead(items: Iterator[_T], depth: int = 8) -> Iterator[_T]:
+    """The same, made by a thread up to `depth` before they are asked for."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = deque(thread.submit(next, items, None) for _ in range(depth))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(thread.submit(next, items, None))
+            yield item
+
+
+def _append(archive: zipfile.ZipFile, name: str, size: int, read: Iterable[_Block]) -> None:
+    """Append a member of `size` bytes: zipfile itself would copy it, and compute the CRC with zlib."""
     file, info = archive.fp, _aligned(archive, name)
     info.header_offset, info.external_attr = file.tell(), 0o600 << 16
-    info.file_size = info.compress_size = pending.nbytes
+    info.file_size = info.compress_size = size
     info.CRC = 0
     file.write(info.FileHeader(zip64=True))
-    for block in chain.from_iterable(blocks(bytes_of(piece)) for piece in pieces):
-        info.CRC = isal_zlib.crc32(block, info.CRC)  # reads a mapped tensor's pages
-        file.write(block)
+    for block in read:
+        file.write(block.data)
+        info.CRC = block.crc
     archive.start_dir = file.tell()
     file.seek(info.header_offset)
     file.write(info.FileHeader(zip64=True))  # now that the CRC is known
