@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import peft
 import pytest
@@ -16,6 +19,8 @@ from tuneval.model.adapter import read_peft
 from tuneval.model.build import build_model
 from tuneval.model.decoder import Decoder
 from tuneval.model.lora import LoraSettings, add_lora, hf_targets, save_adapter
+
+TESTS = Path(__file__).parents[1]
 
 IDS = torch.arange(30)[None] * 7 % VOCAB
 ALL = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
@@ -146,6 +151,17 @@ def test_adapters_can_be_fp32_over_bf16_weights():
     model = add_lora(built(dtype=torch.bfloat16), SETTINGS, seed=1, dtype=torch.float32)
     assert {a.dtype for a in adapters(model).values()} == {torch.float32}
     assert model(IDS).logits.dtype == torch.bfloat16
+
+
+def test_adapters_bring_no_bitsandbytes():
+    """Its import takes longer than all else that adapters need; peft finds it again afterwards."""
+    code = (
+        "import sys; from conftest import tiny_model; from tuneval.model.lora import LoraSettings, add_lora; "
+        "add_lora(tiny_model(), LoraSettings(r=2, alpha=4), seed=1); print('bitsandbytes' in sys.modules); "
+        "from peft import import_utils; print(import_utils.is_bnb_available())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=TESTS, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said.split() == ["False", "True"]
 
 
 def test_megatron_names_mean_hugging_face_modules():

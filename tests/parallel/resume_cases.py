@@ -20,7 +20,7 @@ from tuneval.config import flags
 from tuneval.config.schema import TuneConfig
 from tuneval.parallel.peers import joined
 
-STEPS, CUT = 12, 5
+STEPS, CUT = 8, 5
 SETTINGS = (
     f"--train-iters {STEPS} --save-interval {CUT} --keep-checkpoints 9 --eval-interval 100 --split 90,10,0 "
     "--global-batch-size 5 --micro-batch-tokens 64 --lr 1e-3 --lr-decay-style cosine --lr-warmup-iters 4 --clip-grad 0.5"

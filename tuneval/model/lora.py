@@ -1,6 +1,6 @@
 """LoRA by peft: put adapters into a transformers model, save and load them as PEFT folders, merge them.
 
-peft is imported where it is used: it takes a quarter of a second, and a second more where bitsandbytes is installed.
+peft is imported where it is used: it takes a quarter of a second.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import difflib
 import hashlib
 import json
 import math
+import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -230,8 +232,29 @@ def _block_linears(model: PreTrainedModel) -> list[str]:
     return sorted(names)
 
 
+@contextmanager
+def _hidden_bitsandbytes() -> Iterator[None]:
+    """Within, peft finds no bitsandbytes, whose import takes a second and a half: it prepares to compile.
+
+    peft would want it for layers of 4 and 8 bits, and those are refused before.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # how Python says that there is none
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft import import_utils
+
+        for remembered in (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available):
+            remembered.cache_clear()  # somebody else's peft in this process may want it
+
+
 def _peft_config(settings: LoraSettings, targets: tuple[str, ...]) -> LoraConfig:
-    from peft import LoraConfig
+    with _hidden_bitsandbytes():
+        from peft import LoraConfig
 
     alpha = int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha
     return LoraConfig(
@@ -249,7 +272,8 @@ def _inject(model: PreTrainedModel, config: LoraConfig) -> None:
 
     from tuneval.model.fused_linear import FusedLinear
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # peft draws; every value is replaced afterwards
+    # peft draws; every value is replaced afterwards
+    with _hidden_bitsandbytes(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft's own question
         inject_adapter_in_model(config, model, ADAPTER)
     for module in model.modules():
