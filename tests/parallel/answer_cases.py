@@ -121,6 +121,7 @@ def printed(case: Case, folder: Path, output: Path, tp: int) -> str:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    runtime.prepare()
     with joined(2.0):
         console.quiet(not runtime.is_main())
         for name in sys.argv[2].split(",") if len(sys.argv) > 2 else CASES:

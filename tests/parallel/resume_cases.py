@@ -93,6 +93,7 @@ def run_here(command: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    runtime.prepare()
     console.quiet(not runtime.is_main())
     with joined(5):
         for kind, layout in dict.fromkeys(case[:2] for case in CASES if case[1] != "one"):

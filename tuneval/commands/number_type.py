@@ -9,14 +9,14 @@ WORTH_A_WORD = 1.5
 
 
 def tell_slow_type(dtype: str, flag: str, *, trains: bool) -> None:
-    """Say so if this processor computes much faster in fp32.
+    """Say so if this processor computes much faster in fp32. Of several processes the first one finds out.
 
     Args:
         dtype: `bf16`, `fp16` or `fp32`.
         flag: what stands before a type on the command line: `--`, or `--dtype ` with its space.
         trains: whether a backward pass follows.
     """
-    if runtime.device().type != "cpu" or dtype == "fp32":
+    if runtime.device().type != "cpu" or dtype == "fp32" or not runtime.is_main():
         return
     advantage = runtime.fp32_advantage(runtime.DTYPES[dtype], trains=trains)
     if advantage > WORTH_A_WORD:
