@@ -46,6 +46,14 @@ SLIPS = {
     "export": ["--load", "nothing", "--save", "x"],
 }
 """Command -> words that are wrong in themselves."""
+MORE_SLIPS = {
+    "tune": [
+        ["--nproc-per-node", "0"],
+        ["--lr", "1e-5", "--split", "a", "--prompt-type", "b", "--tokenizer-name-or-path", "c", "--min-lr", "1",
+         "--tensor-model-parallel-size", "0", "--lr-warmup-iters", "9", "--train-iters", "9"],
+    ],
+}  # fmt: skip
+"""Further ones, behind those."""
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -58,8 +66,7 @@ def test_help_and_slips_of_a_command_import_neither_torch_nor_transformers(comma
         "print('status', status, *({'torch', 'transformers'} & set(sys.modules)))"
     )
     cases = [(["--help"], 0), (SLIPS[command], 2)]
-    if command == "tune":
-        cases.append(([*SLIPS[command], "--nproc-per-node", "0"], 2))
+    cases += [([*SLIPS[command], *words], 2) for words in MORE_SLIPS.get(command, ())]
     for words, status in cases:
         found = subprocess.run(
             [sys.executable, "-c", code, command, *words], capture_output=True, text=True, timeout=60

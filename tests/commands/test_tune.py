@@ -530,15 +530,30 @@ def test_model_and_data_are_checked_together(model, data, tmp_path, capsys):
     error = refuse(
         capsys,
         *arguments(model, data, tmp_path / "run", "--global-batch-size", "64", "--seq-length", "1024"),
-        *("--lr-warmup-iters", str(STEPS), "--num-layers", "28", "--min-lr", "1"),
+        *("--num-layers", "28"),
+    )
+    for text in (
+        "3 problems",
+        "--global-batch-size 64: the training split has 54 samples",
+        "--seq-length 1024: the model's limit is 512",
+        "--num-layers 28: the model's num_hidden_layers is 4",
+    ):
+        assert text in error
+
+
+def test_flags_that_no_model_makes_right_are_told_together(model, data, tmp_path, capsys):
+    error = refuse(
+        capsys,
+        *arguments(model, data, tmp_path / "run", "--lr-warmup-iters", str(STEPS), "--min-lr", "1", "--split", "a"),
+        *("--prompt-type", "qwan", "--tensor-model-parallel-size", "0"),
     )
     for text in (
         "5 problems",
-        "--global-batch-size 64: the training split has 54 samples",
-        "--seq-length 1024: the model's limit is 512",
         "warmup of 30 steps: must be below the decay's 30",
-        "--num-layers 28: the model's num_hidden_layers is 4",
         "--min-lr 1.0: must be at most --lr",
+        "--split a: give up to three numbers",
+        "--prompt-type qwan: unknown. Known are qwen,",
+        "--tensor-model-parallel-size 0: must be at least 1",
     ):
         assert text in error
 

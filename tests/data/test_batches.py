@@ -17,10 +17,10 @@ from tuneval.data.batches import (
     make_global_batch,
     pack,
     sample_order,
-    split_borders,
     truncate,
 )
 from tuneval.data.indexed import IndexedWriter
+from tuneval.data.split import split_borders
 from tuneval.data.truncation import truncate_turns
 from tuneval.errors import UserError
 

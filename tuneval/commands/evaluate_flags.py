@@ -7,12 +7,14 @@ from pathlib import Path
 
 from tuneval.checkpoints.paths import check_there
 from tuneval.config.schema import EvaluateConfig
+from tuneval.data.template import check_prompt_type
 from tuneval.errors import Problems, UserError
 from tuneval.evaluation.catalogue import ALL, HARNESS, find_styles
 from tuneval.evaluation.contamination import check_training_data
 from tuneval.evaluation.exam import Exam
 from tuneval.evaluation.styles import Style, check_explained, check_shots
 from tuneval.evaluation.tasks import Task, find_task, load_exam
+from tuneval.parallel.sizes import check_sizes
 from tuneval.report.records import result_folder
 
 HARNESS_STYLES = ("plain", "chat")
@@ -126,12 +128,14 @@ def subjects_of(config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def _check_amounts(config: EvaluateConfig, problems: Problems) -> None:
-    """What every task takes: how many questions, how many earlier results."""
+    """What every task takes: how many questions, how many earlier results, which template, how many processes."""
     problems.check(config.limit is None or config.limit > 0, f"--limit {config.limit}: must be at least 1")
     problems.check(
         len(config.compare) <= 1,
         f"--compare: {len(config.compare)} results beside --load; give one earlier result, or two without --load",
     )
+    problems.attempt(lambda: check_prompt_type(config.prompt_type))
+    check_sizes(config.shard, problems)
 
 
 def _check_comparison(config: EvaluateConfig) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tuneval.checkpoints.paths import check_there
 from tuneval.config.schema import GenerateConfig
+from tuneval.data.template import check_prompt_type
 from tuneval.errors import Problems
 from tuneval.inference.sampling import add_problems
+from tuneval.parallel.sizes import check_sizes
 
 
 def check(config: GenerateConfig) -> None:
@@ -30,5 +32,7 @@ def check(config: GenerateConfig) -> None:
     given = [flag for flag, value in (("--prompt-type", config.prompt_type), ("--system", config.system)) if value]
     problems.check(not (config.raw and given), f"--raw: uses no template, so {' and '.join(given)} can't act")
     add_problems(config.sampling, problems)
+    problems.attempt(lambda: check_prompt_type(config.prompt_type))
+    check_sizes(config.shard, problems)
     problems.attempt(lambda: check_there(config.load, config.lora_load))
     problems.raise_if_any()

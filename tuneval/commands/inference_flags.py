@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from tuneval.checkpoints.paths import check_there
 from tuneval.config.schema import InferenceConfig, SamplingConfig
+from tuneval.data.template import check_prompt_type
 from tuneval.errors import Problems
 from tuneval.inference.sampling import add_problems
+from tuneval.parallel.sizes import check_sizes
 
 
 def check(config: InferenceConfig) -> None:
@@ -17,6 +19,8 @@ def check(config: InferenceConfig) -> None:
     )
     problems.check(config.history_turns >= 0, f"--history-turns {config.history_turns}: must be at least 0")
     add_problems(sampling_of(config), problems)
+    problems.attempt(lambda: check_prompt_type(config.prompt_type))
+    check_sizes(config.shard, problems)
     problems.attempt(lambda: check_there(config.load, config.lora_load))
     problems.raise_if_any()
 

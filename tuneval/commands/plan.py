@@ -13,7 +13,8 @@ from tuneval.commands.plan_flags import memory_bytes
 from tuneval.commands.plan_report import as_json, print_plan, print_suggestion
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import DataConfig, PlanConfig
-from tuneval.data.batches import SftDataset, split_borders
+from tuneval.data.batches import SftDataset
+from tuneval.data.split import split_borders
 from tuneval.errors import Problems, UserError
 from tuneval.files import write_json
 from tuneval.model.lora import LoraSettings, hf_targets

@@ -10,6 +10,7 @@ from tuneval.commands.tune_flags import check_lora, check_state
 from tuneval.config.schema import PlanConfig
 from tuneval.errors import Problems, UserError
 from tuneval.files import check_writable
+from tuneval.parallel.sizes import check_sizes
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -42,6 +43,7 @@ def check(config: PlanConfig) -> None:
         batch.train_epochs is None or config.data_path is not None,
         f"--train-epochs {batch.train_epochs}: of what? Give --data-path too, or --train-iters",
     )
+    check_sizes(config.parallel, problems)
     check_lora(config.lora, problems)
     problems.check(
         config.lora.lora_load is None,

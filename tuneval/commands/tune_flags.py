@@ -10,8 +10,13 @@ from typing import Any
 from tuneval.checkpoints.paths import check_there
 from tuneval.commands.inspect_flags import check_data_set
 from tuneval.config.schema import LogConfig, LoraConfig, OptimStateConfig, TuneConfig
+from tuneval.data.split import split_borders
+from tuneval.data.template import check_prompt_type
+from tuneval.data.tokenizer import find_tokenizer
 from tuneval.errors import Problems
 from tuneval.files import check_folder
+from tuneval.parallel.sizes import check_sizes
+from tuneval.training.schedule import Schedule
 
 
 def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfig:
@@ -33,7 +38,7 @@ def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfi
         batch=replace(batch, train_iters=train_iters, train_epochs=None),
         optim=replace(
             optim,
-            lr=optim.lr if optim.lr is not None else 1e-4 if lora.enabled else 1e-5,
+            lr=_rate(config),
             lr_decay_iters=optim.lr_decay_iters or train_iters,
         ),
         data=replace(data, seq_length=seq_length),
@@ -42,11 +47,24 @@ def resolve(config: TuneConfig, hf_config: Any, train_samples: int) -> TuneConfi
     )
 
 
+def _rate(config: TuneConfig) -> float:
+    """`--lr`, or what is usual."""
+    return config.optim.lr if config.optim.lr is not None else 1e-4 if config.lora.enabled else 1e-5
+
+
 def check(config: TuneConfig) -> None:
     """Raise one UserError for the flags, and for paths where nothing is."""
     problems = Problems()
     check_flags(config, problems)
+    steps, size = config.batch.train_iters or config.optim.lr_decay_iters, config.batch.global_batch_size
+    if steps is not None and min(steps, size) >= 1:
+        Schedule(config.optim, steps, size).check(problems)
+    check_sizes(config.parallel, problems)
+    problems.attempt(lambda: split_borders(1, config.data.split))
+    problems.attempt(lambda: check_prompt_type(config.model.prompt_type))
     problems.attempt(lambda: check_there(config.model.load, config.lora.lora_load))
+    if config.model.tokenizer_name_or_path is not None:
+        problems.attempt(lambda: find_tokenizer(config.model.tokenizer_name_or_path))
     problems.attempt(lambda: check_data_set(config.data.data_path))
     problems.attempt(lambda: check_folder("--save", config.save.save))
     if config.log.tensorboard_dir is not None:
@@ -209,4 +227,6 @@ def _check_ranges(config: TuneConfig, problems: Problems) -> None:
     }
     for flag, value in below_one.items():
         problems.check(value is None or 0 <= value < 1, f"--{flag} {value}: must be from 0 to below 1")
+    rate = _rate(config)
+    problems.check(rate < 0 or optim.min_lr <= rate, f"--min-lr {optim.min_lr}: must be at most --lr {rate}")
     problems.check(config.log.seed < 2**32, f"--seed {config.log.seed}: must be below 2**32")

@@ -16,7 +16,8 @@ from tuneval.commands.tune_adapter import open_earlier
 from tuneval.commands.tune_flags import check_flags, resolve, settings_without_effect
 from tuneval.config.flags import Parsed, check_model_facts
 from tuneval.config.schema import TuneConfig
-from tuneval.data.batches import SftDataset, sample_order, split_borders
+from tuneval.data.batches import SftDataset, sample_order
+from tuneval.data.split import split_borders
 from tuneval.data.template import load_template, template_difference
 from tuneval.data.tokenizer import load_tokenizer, vocabulary_sha256
 from tuneval.errors import Problems
@@ -127,10 +128,6 @@ def _check_model(config: TuneConfig, source: Source, problems: Problems) -> None
     problems.check(
         limit is None or config.data.seq_length <= limit,
         f"--seq-length {config.data.seq_length}: the model's limit is {limit} positions. Give at most that",
-    )
-    problems.check(
-        config.optim.min_lr <= config.optim.lr,
-        f"--min-lr {config.optim.min_lr}: must be at most --lr {config.optim.lr}",
     )
 
 

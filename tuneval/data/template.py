@@ -24,12 +24,17 @@ def load_template(prompt_type: str, tokenizer: Any) -> Template:
     Raises:
         UserError: an unknown name (with the known ones, nearest first), a token or chat template the tokenizer lacks.
     """
+    check_prompt_type(prompt_type)
     if prompt_type == AUTO:
         return ChatTemplate(tokenizer)
-    if prompt_type not in PROMPT_TYPES:
-        known = ", ".join(nearest_first(prompt_type, [*PROMPT_TYPES, AUTO]))
-        raise UserError(f"--prompt-type {prompt_type}: unknown. Known are {known}")
     return NamedTemplate(prompt_type, PROMPT_TYPES[prompt_type], tokenizer)
+
+
+def check_prompt_type(name: str | None) -> None:
+    """Raise a UserError for a name that no template has, with the known ones, nearest first; None: not given."""
+    if name not in (None, AUTO, *PROMPT_TYPES):
+        known = ", ".join(nearest_first(name, [*PROMPT_TYPES, AUTO]))
+        raise UserError(f"--prompt-type {name}: unknown. Known are {known}")
 
 
 def template_difference(a: dict[str, Any], b: dict[str, Any]) -> str:

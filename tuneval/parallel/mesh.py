@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tuneval.config.schema import ParallelConfig
 from tuneval.errors import Problems
-from tuneval.parallel.stages import PP_FLAG, VPP_FLAG, layers_of_chunks
+from tuneval.parallel.sizes import TP_FLAG, check_sizes
+from tuneval.parallel.stages import PP_FLAG, layers_of_chunks
 
 T = TypeVar("T")
-TP_FLAG = "--tensor-model-parallel-size"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +178,7 @@ def make_layout(
     """
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     before = len(problems.messages)
-    for flag, size in ((TP_FLAG, tp), (PP_FLAG, pp)):
-        problems.check(size >= 1, f"{flag} {size}: must be at least 1")
-    _check_choices(parallel, problems)
+    check_sizes(parallel, problems)
     if len(problems.messages) > before:
         return Layout(layers=(tuple(range(hf_config.num_hidden_layers)),))
     _check_tensor(tp, hf_config, problems)
@@ -209,17 +207,6 @@ def without_effect(parallel: ParallelConfig, layout: Layout) -> list[str]:
         flag = "--use-distributed-optimizer" if parallel.data_parallel_sharding is None else "--data-parallel-sharding"
         notices.append(f"{flag}: no effect, there is one data-parallel process")
     return notices
-
-
-def _check_choices(parallel: ParallelConfig, problems: Problems) -> None:
-    problems.check(
-        not (parallel.use_distributed_optimizer and parallel.data_parallel_sharding == "none"),
-        "--use-distributed-optimizer and --data-parallel-sharding none: give one of them",
-    )
-    problems.check(
-        parallel.pipeline_schedule != "gpipe" or parallel.num_layers_per_virtual_pipeline_stage is None,
-        f"--pipeline-schedule gpipe and {VPP_FLAG}: give one of them; several chunks a stage run interleaved 1F1B",
-    )
 
 
 def _check_tensor(tp: int, hf_config: Any, problems: Problems) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from tuneval.config import flags, schema
+from tuneval.data.split import split_borders
 from tuneval.files import read_json, read_jsonl
 from tuneval.sweep.processes import own_session
 from tuneval.sweep.steps import Job, Plan
@@ -63,8 +64,6 @@ def tune_config(job: Job) -> schema.TuneConfig:
 
 def planned(config: schema.TuneConfig) -> tuple[int | None, int | None]:
     """Optimizer steps and tokens of a tuning."""
-    from tuneval.data.batches import split_borders  # which imports torch
-
     manifest = Path(f"{config.data.data_path}_manifest.json")
     facts = read_json(manifest) if manifest.is_file() else {}
     samples, batch = facts.get("samples"), config.batch

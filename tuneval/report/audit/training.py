@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from tuneval.checkpoints.load import open_source, weights_hash
 from tuneval.config.schema import BatchConfig, OptimConfig
-from tuneval.data.batches import SftDataset, make_global_batch, sample_order, split_borders
+from tuneval.data.batches import SftDataset, make_global_batch, sample_order
+from tuneval.data.split import split_borders
 from tuneval.errors import UserError
 from tuneval.files import read_json, sha256_file
 from tuneval.model.adapter import CONFIG_FILE, WEIGHTS_FILE
