@@ -114,8 +114,7 @@ def job_of(name: str, options: argparse.Namespace) -> tuple[Job, Layout]:
 def predict(name: str, options: argparse.Namespace) -> list[int]:
     """Peak of each process, bytes: processes of a stage are alike."""
     job, layout = job_of(name, options)
-    with Rehearsals() as rehearsals:
-        stages = estimate(job, layout, rehearsals).stages
+    stages = estimate(job, layout, Rehearsals()).stages
     return [stages[rank // (layout.tensor * layout.data)].peak for rank in range(4)]
 
 

@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "tuneval"
 FLOORS = """
 errors files console cores wide_products runtime
 config.schema config.fields config.compatibility config.flags config.words config.mindspeed_tune config.mindspeed_answers config.mindspeed
-parallel.stages parallel.mesh parallel.peers launch
-data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
+parallel.stages parallel.sizes parallel.mesh parallel.peers launch
+data.split data.rows data.records data.prompt_types data.rendering data.chat_template data.template data.tokenizer data.manifest data.indexed data.truncation data.packing data.workers data.tally data.preprocess data.batches
 model.weight_map model.attention model.frugal model.build model.decoder model.adapter model.fused_linear model.lora model.loss
 parallel.data parallel.micro_batches parallel.schedules parallel.pipeline
 parallel.heads parallel.tensor parallel.weights parallel.gradients parallel.apply

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from conftest import tiny_config
@@ -12,7 +10,6 @@ from tuneval.config.schema import OptimStateConfig, ParallelConfig
 from tuneval.errors import Problems
 from tuneval.model.lora import LoraSettings
 from tuneval.parallel.mesh import make_layout
-from tuneval.planning import rehearsal
 from tuneval.planning.estimate import Job, Speed, estimate, with_layers
 from tuneval.planning.rehearsal import Rehearsals
 from tuneval.planning.search import MARGIN, candidates, cheapest, fits, least_peak
@@ -22,8 +19,7 @@ SPEED = Speed(flops=1e9, link=1e12)
 
 @pytest.fixture(scope="module")
 def rehearsals():
-    with Rehearsals() as running:
-        yield running
+    return Rehearsals()
 
 
 def job(**changes) -> Job:
@@ -81,24 +77,6 @@ def test_a_tied_embedding_lies_on_the_first_and_the_last_stage(rehearsals):
     assert sum(s.trained for s in plan.stages) == parameters(config) + tied
     norm = 8  # a number or two
     assert plan.sent["all", "all-reduce"] == pytest.approx(4 * tied, abs=4 * norm)
-
-
-class Unsendable(Exception):
-    """Like what torch raises: it holds what can't be pickled."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.held = lambda: None
-
-
-def test_an_error_of_a_rehearsal_keeps_its_text(monkeypatch):
-    def fail(part: object) -> None:
-        raise Unsendable("it is odd")
-
-    monkeypatch.setattr(rehearsal, "rehearse", fail)
-    with pytest.raises(RuntimeError, match="Unsendable: it is odd") as raised:
-        rehearsal._rehearse(None)
-    pickle.dumps(raised.value)
 
 
 def test_tensor_parallel_processes_share_weights_and_meet_four_times_a_layer(rehearsals):

@@ -59,11 +59,11 @@ def main(parsed: Parsed) -> int:
 
 
 def _plan(config: PlanConfig, job: Job, run: Run, layout: Layout, memory: int | None, speed: Speed) -> int:
-    with Rehearsals() as rehearsals:
-        console.note(f"rehearsing {layout}: one process of each of {layout.pipeline} stages")
-        plan = estimate(job, layout, rehearsals)
-        print_plan(plan, run, memory, speed)
-        suggested = _suggest(config, job, layout, memory, speed, rehearsals) if memory is not None else None
+    rehearsals = Rehearsals()
+    console.note(f"rehearsing {layout}: one process of each of {layout.pipeline} stages")
+    plan = estimate(job, layout, rehearsals)
+    print_plan(plan, run, memory, speed)
+    suggested = _suggest(config, job, layout, memory, speed, rehearsals) if memory is not None else None
     if suggested is not None:
         print_suggestion(*suggested, speed)
     elif memory is not None and not fits(plan.peak, memory):

@@ -6,10 +6,13 @@ import logging
 import multiprocessing
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -82,20 +85,12 @@ class Part:
 
 
 class Rehearsals:
-    """Rehearses processes side by side, each in a process of its own: torch's caches of meshes end with it.
+    """Rehearses processes side by side, each in a process of its own: torch's caches of meshes end with it."""
 
-    A context manager.
-    """
-
-    def __enter__(self) -> Rehearsals:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tuneval.runtime", __name__])
-        self._pool = context.Pool(min(usable_cores(), 8), _leave_ctrl_c, maxtasksperchild=1)
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._pool.terminate()
-        self._pool.join()
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tuneval.runtime", __name__])
+        self._side_by_side = min(usable_cores(), 8)
 
     def run(self, parts: Sequence[Part]) -> list[Account]:
         """The account of each, in order.
@@ -103,30 +98,55 @@ class Rehearsals:
         Raises:
             UserError: the model can't be spread so, or a process was killed.
         """
-        accounts, processes = self._pool.map_async(_rehearse, parts, chunksize=1), set()
-        while not accounts.ready():
-            processes.update(self._pool._pool)  # each is replaced when it has ended, in whatever way
-            killed = [process.exitcode for process in processes if process.exitcode]
-            if killed:  # a pool waits for their accounts forever
-                raise UserError(
-                    f"a rehearsal ended with status {killed[0]}: killed, or out of memory. {len(self._pool._pool)} run side "
-                    "by side, on as many cores as there are: give fewer (taskset -c 0), or more memory"
-                )
-            accounts.wait(0.2)
-        return accounts.get()
+        waiting, accounts = deque(enumerate(parts)), [None] * len(parts)
+        running: dict[Connection, tuple[int, BaseProcess]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._side_by_side:
+                    number, part = waiting.popleft()
+                    receiver, process = self._start(part)
+                    running[receiver] = number, process
+                for receiver in wait(list(running)):
+                    number, process = running[receiver]
+                    accounts[number] = self._outcome(receiver, process)
+                    del running[receiver]
+        finally:
+            for _, process in running.values():
+                process.kill()
+        return accounts
+
+    def _start(self, part: Part) -> tuple[Connection, BaseProcess]:
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_rehearse, args=(part, sender), daemon=True)
+        process.start()
+        sender.close()  # the process alone has it now: where it ends without a word, so does the pipe
+        return receiver, process
+
+    def _outcome(self, receiver: Connection, process: BaseProcess) -> Account:
+        try:
+            outcome = receiver.recv()
+        except EOFError:
+            process.join()
+            raise UserError(
+                f"a rehearsal ended with status {process.exitcode}: killed, or out of memory. {self._side_by_side} run side "
+                "by side, on as many cores as there are: give fewer (taskset -c 0), or more memory"
+            ) from None
+        process.join()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
-def _leave_ctrl_c() -> None:
+def _rehearse(part: Part, sender: Connection) -> None:
+    """Send the account, or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent's to handle
-
-
-def _rehearse(part: Part) -> Account:
     try:
-        return rehearse(part)
-    except UserError:
-        raise
+        outcome = rehearse(part)
+    except UserError as error:
+        outcome = error
     except Exception as error:  # torch's may hold what no pipe takes, and its text would be lost
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        outcome = RuntimeError(f"{type(error).__name__}: {error}")
+    sender.send(outcome)
 
 
 def rehearse(part: Part) -> Account:
