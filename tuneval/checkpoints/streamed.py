@@ -113,7 +113,7 @@ def _read(tensors: list[Pending]) -> Iterator[_Block]:
 
 
 def _ahead(items: Iterator[_T], depth: int = 8) -> Iterator[_T]:
-    """The same, made by a thread up to `depth` before they are asked for."""
+    """The same, made by a thread up to `depth` before they are asked for: one ahead, each thread waits for the other."""
     with ThreadPoolExecutor(1) as thread:
         coming = deque(thread.submit(next, items, None) for _ in range(depth))
         while (item := coming.popleft().result()) is not None:
