@@ -87,6 +87,15 @@ def test_megatron_without_a_config_takes_one(tiny_folder, tmp_path, capsys):
     assert_same(open_source(base), open_source(tmp_path / "b"))
 
 
+def test_a_config_of_other_weights_gets_the_type_of_those_written(tiny_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_folder("qwen2")  # fp32
+    convert(base, tmp_path / "a", "mcore", "--params-dtype", "bf16")
+    assert convert(tmp_path / "a", tmp_path / "b", "hf", "--hf-cfg-dir", base) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "b", dtype="auto").dtype == torch.bfloat16
+
+
 def test_errors_come_before_any_work(tiny_folder, tmp_path, capsys):
     base = tiny_folder("qwen2")
     before = sorted(tmp_path.iterdir())

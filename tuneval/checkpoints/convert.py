@@ -233,12 +233,19 @@ def _finish(source: Source, folder: Path, dtype: torch.dtype | None, record: dic
     adapter = getattr(source, "adapter", None)
     if adapter is not None and (adapter / "tuneval.json").is_file():  # the tuned template wins over the base's
         files.write_json(folder / "tuneval.json", files.read_json(adapter / "tuneval.json"), sync=False)
+    if dtype is None and source.kind == "mcore":  # its config.json may be of weights of another type
+        dtype = source.dtype(source.names()[0])
     if dtype is not None:
-        config = files.read_json(folder / "config.json")
-        name = str(dtype).removeprefix("torch.")
-        config.update({key: name for key in ("dtype", "torch_dtype") if key in config} or {"torch_dtype": name})
-        files.write_json(folder / "config.json", config, sync=False)
+        _state_type(folder / "config.json", dtype)
     files.write_json(folder / RECORD, {**(record or {}), "files": _written_files(folder)}, sync=False)
+
+
+def _state_type(path: Path, dtype: torch.dtype) -> None:
+    """Let a config.json say the type of its weights, as transformers loads them; it stays as it is where it does."""
+    config, name = files.read_json(path), str(dtype).removeprefix("torch.")
+    keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+    if any(config.get(key) != name for key in keys):
+        files.write_json(path, config | dict.fromkeys(keys, name), sync=False)
 
 
 def _written_files(folder: Path) -> list[str]:

@@ -122,6 +122,9 @@ def flip_prediction(run: Path) -> None:
         (lambda r: shutil.rmtree(r / "adapter"), "adapter/", "is missing: the run has no result"),
         (lambda r: change_json(r / "adapter/tuneval.json", "data_sha256", value="0"), "adapter/tuneval.json agrees with config.json",
          "data_sha256 is 0"),
+        *((lambda r, name=name: (r / "adapter" / name).write_text("[1]"), f"adapter/{what}", "must hold a JSON object, found a list")
+          for name, what in (("tuneval.json", "tuneval.json agrees with config.json"), ("adapter_config.json", ""))),
+        (lambda r: (r / "adapter/tuneval.json").unlink(), "adapter/tuneval.json agrees with config.json", "no such file"),
         (lambda r: change_adapter(r / "adapter", lambda t: {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in t.items()}),
          "the adapter was tuned", "is still zero"),
         (lambda r: change_adapter(r / "adapter", lambda t: dict(list(t.items())[:-1])), "parameters of the adapter", "config.json says"),

@@ -15,7 +15,7 @@ from tuneval.config.schema import BatchConfig, OptimConfig
 from tuneval.data.batches import SftDataset, make_global_batch, sample_order
 from tuneval.data.split import split_borders
 from tuneval.errors import UserError
-from tuneval.files import read_json, sha256_file
+from tuneval.files import read_object, sha256_file
 from tuneval.model.adapter import CONFIG_FILE, WEIGHTS_FILE
 from tuneval.report.audit.findings import OK, OPEN, WRONG, Findings
 from tuneval.report.checks import read_run
@@ -190,18 +190,19 @@ def _check_result(run: Path, record: RunRecord, found: Findings) -> None:
     if not folder.is_dir():
         found.add(f"{name}/", WRONG, "is missing: the run has no result")
         return
-    told = folder / "tuneval.json"
-    facts = read_json(told) if told.is_file() else {}
-    faults = [
-        f"{key} is {facts.get(key)}, config.json says {expected}"
-        for key, expected in (
-            ("method", record.method),
-            ("template_fingerprint", record.template_fingerprint),
-            ("data_sha256", record.data.get("data_sha256")),
-        )
-        if facts.get(key) != expected
-    ]
-    found.none_of(f"{name}/tuneval.json agrees with config.json", faults if told.is_file() else ["is missing"])
+    what = f"{name}/tuneval.json agrees with config.json"
+    facts = found.attempt(what, lambda: read_object(folder / "tuneval.json"))
+    if isinstance(facts, dict):
+        faults = [
+            f"{key} is {facts.get(key)}, config.json says {expected}"
+            for key, expected in (
+                ("method", record.method),
+                ("template_fingerprint", record.template_fingerprint),
+                ("data_sha256", record.data.get("data_sha256")),
+            )
+            if facts.get(key) != expected
+        ]
+        found.none_of(what, faults)
     if record.method == "lora":
         found.attempt("adapter/", lambda: _check_adapter(folder, record, found))
     else:
@@ -209,7 +210,7 @@ def _check_result(run: Path, record: RunRecord, found: Findings) -> None:
 
 
 def _check_adapter(folder: Path, record: RunRecord, found: Findings) -> None:
-    settings = read_json(folder / CONFIG_FILE)
+    settings = read_object(folder / CONFIG_FILE)
     expected = {"r": record.config.get("lora_r"), "lora_alpha": record.config.get("lora_alpha")}
     faults = [f"{k} is {settings.get(k)}, config.json says {v}" for k, v in expected.items() if settings.get(k) != v]
     found.none_of("adapter/adapter_config.json agrees with config.json", faults, f"r {expected['r']}")
@@ -254,7 +255,7 @@ def _check_data(record: RunRecord, steps: list[Step], found: Findings) -> None:
     if not manifest.is_file():
         found.add(what, OPEN, f"{manifest}: not on this machine")
         return
-    facts = found.attempt(what, lambda: read_json(manifest))
+    facts = found.attempt(what, lambda: read_object(manifest))
     if not isinstance(facts, dict):
         return
     faults = []
