@@ -1,4 +1,4 @@
-"""Ten steps of LoRA on a real model, for test_real.py: `[torchrun ...] real_cases.py MODEL DATA OUT DTYPE [TP PP]`."""
+"""Ten steps of LoRA on a real model, for test_real.py: `[torchrun ...] real_cases.py MODEL DATA OUT DTYPES [TP PP]`."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ def curve(source: HfSource, data: SftDataset, dtype: torch.dtype, layout: list[i
 
 
 if __name__ == "__main__":
-    model, prefix, out, dtype, *layout = sys.argv[1:]
+    model, prefix, out, dtypes, *layout = sys.argv[1:]
     runtime.prepare()
     if layout:
         dist.init_process_group("gloo")
-    found = curve(HfSource(Path(model)), SftDataset(prefix), runtime.DTYPES[dtype], [int(n) for n in layout])
+    source, data, sizes = HfSource(Path(model)), SftDataset(prefix), [int(n) for n in layout]
+    found = {dtype: curve(source, data, runtime.DTYPES[dtype], sizes) for dtype in dtypes.split(",")}
     if os.environ.get("RANK", "0") == "0":
         Path(out).write_text(json.dumps(found))

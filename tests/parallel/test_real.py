@@ -17,6 +17,8 @@ from tuneval.data.preprocess import preprocess
 from tuneval.data.records import read_rows
 
 WORKER = Path(__file__).parent / "real_cases.py"
+DTYPES = {"": "fp32,bf16", "2 1": "fp32,bf16", "1 2": "fp32"}
+"""Layout for `real_cases.py` -> what it computes there. Stages compute the sums of one process, in bf16 too."""
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -24,7 +26,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def curves(real_model, real_data, tmp_path_factory):
-    """Function of data type and layout for `real_cases.py` -> losses and gradient norms; each is run once."""
+    """Function of a layout -> data type -> losses and gradient norms; each layout is run once."""
     folder = tmp_path_factory.mktemp("real")
     rows = islice(read_rows(real_data / "alpaca-chinese-52k.json.xz"), 60)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -34,9 +36,9 @@ def curves(real_model, real_data, tmp_path_factory):
         )
     )
 
-    def run(dtype: str, layout: str = "") -> dict[str, list[float]]:
-        out = folder / f"{dtype} {layout}.json"
-        command = [sys.executable, *(TORCHRUN if layout else ()), WORKER, real_model, folder / "data", out, dtype]
+    def run(layout: str) -> dict[str, dict[str, list[float]]]:
+        out, dtypes = folder / f"{layout or 'one'}.json", DTYPES[layout]
+        command = [sys.executable, *(TORCHRUN if layout else ()), WORKER, real_model, folder / "data", out, dtypes]
         environment = {**os.environ, "OMP_NUM_THREADS": "1" if layout else "2"}
         subprocess.run([*command, *layout.split()], check=True, timeout=1200, env=environment)
         return json.loads(out.read_text())
@@ -53,18 +55,18 @@ def test_ten_steps_equal_one_process(layout, loss_tolerance, norm_tolerance, cur
     This model's few very large activations show that (measured: PP 2 losses within 2e-7 and norms within 4e-7, TP 2 within
     8e-6 and 5e-5).
     """
-    one, many = curves("fp32"), curves("fp32", layout)
+    one, many = curves("")["fp32"], curves(layout)["fp32"]
     assert many["loss"] == pytest.approx(one["loss"], rel=loss_tolerance)
     assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=norm_tolerance)
     assert one["loss"][-1] != pytest.approx(one["loss"][0], rel=1e-2)  # they are different steps
 
 
 def test_ten_bf16_steps_at_tp_2_equal_one_process_within_their_noise(curves):
-    """The noise is what bf16 itself does to the curve: one process in bf16 against one in fp32. (PP 2 computes the same sums.)
+    """The noise is what bf16 itself does to the curve: one process in bf16 against one in fp32.
 
     (Measured: losses within 6e-3, norms within 2e-2; TP 2 against one process, both in bf16: 2e-3 and 5e-3.)
     """
-    exact, one, many = curves("fp32"), curves("bf16"), curves("bf16", "2 1")
+    exact, one, many = curves("")["fp32"], curves("")["bf16"], curves("2 1")["bf16"]
     for column in ("loss", "grad_norm"):
         noise = furthest(one[column], exact[column])
         assert furthest(many[column], one[column]) < noise
